@@ -1,0 +1,33 @@
+"""Errors a user meets. Each docstring's first line is the sentence for the class; the message carries the case."""
+
+
+class SemantikError(Exception):
+    """Something the user or the operator can put right; shown as one line, exit status 1."""
+
+
+class SettingsError(SemantikError):
+    """A setting is missing or has a value that cannot be used."""
+
+
+class BrokerUnavailable(SemantikError):
+    """Redis cannot be reached; what is recorded in the database starts when it is back."""
+
+
+class DatabaseUnavailable(SemantikError):
+    """PostgreSQL cannot be reached; nothing was recorded."""
+
+
+class NotFound(SemantikError):
+    """The named job, collection or source does not exist."""
+
+
+class Refused(SemantikError):
+    """The request contradicts what is recorded, for example a collection embedded with another model."""
+
+
+class FenceLost(SemantikError):
+    """Another claim holds the row now; this holder's work is dropped."""
+
+
+class DocumentError(SemantikError):
+    """One document cannot be read or parsed; it alone fails, with this reason."""

@@ -1,0 +1,145 @@
+"""Settings from the environment: the one place that names each variable, its default and its meaning."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from semantik.exceptions import SettingsError
+
+#: Where the control host keeps what the `semantik` command needs when systemd does not pass credentials.
+OPERATOR_DIR = Path("/etc/semantik/operator")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a process of the cluster needs to know. Durations are seconds, sizes as the name says."""
+
+    broker_url: str  # CELERY_BROKER_URL
+    result_backend: str  # CELERY_RESULT_BACKEND
+    database_url: str  # SEMANTIK_DATABASE_URL
+    cuda_visible_devices: str = ""  # CUDA_VISIBLE_DEVICES: the UUID of this slot's GPU
+    model_max_memory_gb: float = 0.0  # MODEL_MAX_MEMORY_GB: cap on GPU memory, 0 for the whole card
+    host: str = ""  # SEMANTIK_HOST: defaults to the short host name
+    slot: str = ""  # SEMANTIK_SLOT: host:n, set by the worker's unit
+    release: str = ""  # SEMANTIK_RELEASE: the release directory this process runs from
+    model_dir: str = ""  # SEMANTIK_MODEL_DIR: a sentence-transformers directory
+    model: str = ""  # SEMANTIK_MODEL: the name collections remember
+    model_revision: str = ""  # SEMANTIK_MODEL_REVISION
+    model_dim: int = 0  # SEMANTIK_MODEL_DIM: so that the command needs no torch
+    device: str = "auto"  # SEMANTIK_DEVICE: auto, cpu or cuda
+    key_prefix: str = "semantik:"  # SEMANTIK_KEY_PREFIX: of every Redis key; the ACL allows no other
+    redis_ca: str = ""  # SEMANTIK_CA_FILE: verifies Redis (rediss://)
+    lease_seconds: float = 60.0  # SEMANTIK_LEASE_SECONDS
+    renew_seconds: float = 10.0  # SEMANTIK_RENEW_SECONDS
+    tick_seconds: float = 10.0  # SEMANTIK_TICK_SECONDS: the scheduler's longest sleep
+    drain_seconds: float = 60.0  # SEMANTIK_DRAIN_SECONDS: after SIGTERM, before the shard is given back
+    live_seconds: float = 30.0  # SEMANTIK_LIVE_SECONDS: a slot not seen for longer is not live
+    shard_seconds: float = 45.0  # SEMANTIK_SHARD_SECONDS: of work per shard, by the slots' measured rate
+    shard_documents: int = 500  # SEMANTIK_SHARD_DOCUMENTS: at most, per shard
+    shards_per_slot: int = 2  # SEMANTIK_SHARDS_PER_SLOT: in Redis or running, per live slot
+    chunk_tokens: int = 0  # SEMANTIK_CHUNK_TOKENS: 0 for the model's limit
+    chunk_overlap: int = 32  # SEMANTIK_CHUNK_OVERLAP: tokens shared by neighbouring chunks
+    token_budget: int = 0  # SEMANTIK_TOKEN_BUDGET: per batch; 0 for the device's default
+    threads: int = 0  # SEMANTIK_THREADS: torch's intra-op threads on the CPU; 0 for torch's default
+    parser_socket: str = ""  # SEMANTIK_PARSER_SOCKET: empty for an exec'd child
+    parser_count: int = 2  # SEMANTIK_PARSER_COUNT: parsers a worker keeps busy
+    parse_seconds: float = 60.0  # SEMANTIK_PARSE_SECONDS: per document
+    parse_memory_mb: int = 1024  # SEMANTIK_PARSE_MEMORY_MB: per document
+    document_max_mb: int = 512  # SEMANTIK_DOCUMENT_MAX_MB
+    crash_limit: int = 2  # SEMANTIK_CRASH_LIMIT: of a shard, before its documents are set apart
+    expiry_limit: int = 5  # SEMANTIK_EXPIRY_LIMIT: leases that ran out, before a shard fails
+    plan_limit: int = 5  # SEMANTIK_PLAN_LIMIT: attempts at planning a job
+    keep_jobs_days: float = 30.0  # SEMANTIK_KEEP_JOBS_DAYS: finished jobs
+    visibility_seconds: int = 21_600  # SEMANTIK_VISIBILITY_SECONDS: far above the longest shard
+    exact_search_chunks: int = 50_000  # SEMANTIK_EXACT_SEARCH_CHUNKS: above it, an HNSW index
+
+
+_NAMES = {
+    "broker_url": "CELERY_BROKER_URL",
+    "result_backend": "CELERY_RESULT_BACKEND",
+    "cuda_visible_devices": "CUDA_VISIBLE_DEVICES",
+    "model_max_memory_gb": "MODEL_MAX_MEMORY_GB",
+    "redis_ca": "SEMANTIK_CA_FILE",
+}
+
+
+def variable(field: str) -> str:
+    """Return the environment variable that sets `field`."""
+    return _NAMES.get(field, f"SEMANTIK_{field.upper()}")
+
+
+def credential(name: str, env: Mapping[str, str]) -> str | None:
+    """Return the secret `name` from systemd's credentials or, for people, the operator directory.
+
+    Secrets never travel in the environment: units pass them with LoadCredential.
+    """
+    directory = Path(env.get("CREDENTIALS_DIRECTORY") or OPERATOR_DIR)
+    try:
+        return (directory / name).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+    except PermissionError as error:
+        raise SettingsError(
+            f"{directory / name} cannot be read: run as a member of the group 'semantik' "
+            "(usermod -aG semantik USER, then log in again)"
+        ) from error
+
+
+def with_password(url: str, password: str | None) -> str:
+    """Return `url` with `password` put in, where it names a user and no password of its own."""
+    parts = urlsplit(url)
+    if not password or parts.password or not parts.username:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username}:{quote(password, safe='')}@{host}"))
+
+
+def read_env_file(path: Path) -> dict[str, str]:
+    """Read NAME=value lines as systemd's EnvironmentFile does, for commands that no unit starts."""
+    values: dict[str, str] = {}
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, PermissionError):
+        return values
+    for line in text.splitlines():
+        name, found, value = line.strip().partition("=")
+        if found and not name.startswith(("#", ";")):
+            values[name] = value.strip("\"'")
+    return values
+
+
+def load(env: Mapping[str, str] | None = None) -> Settings:
+    """Build Settings from `env` (default: the process environment, filled up from /etc/semantik/semantik.env).
+
+    Raises SettingsError naming the variable when one is missing or not of its type.
+    """
+    if env is None:
+        env = {**read_env_file(Path("/etc/semantik/semantik.env")), **os.environ}
+    values: dict[str, str | int | float] = {}
+    for field in fields(Settings):
+        text = env.get(variable(field.name), "")
+        if text == "":
+            continue
+        kind = {"int": int, "float": float}.get(str(field.type), str)
+        try:
+            values[field.name] = kind(text)
+        except ValueError:
+            raise SettingsError(f"{variable(field.name)}={text!r} is not a number ({field.type})") from None
+    for field_name in ("broker_url", "database_url"):
+        if field_name not in values:
+            raise SettingsError(
+                f"{variable(field_name)} is not set: it stands in /etc/semantik/semantik.env on the cluster's hosts"
+            )
+    values.setdefault("result_backend", values["broker_url"])
+    for field_name in ("broker_url", "result_backend"):
+        values[field_name] = with_password(str(values[field_name]), credential("redis_password", env))
+    values["database_url"] = with_password(str(values["database_url"]), credential("database_password", env))
+    values.setdefault("host", socket.gethostname().partition(".")[0])
+    if values.get("device", "auto") not in ("auto", "cpu", "cuda"):
+        raise SettingsError(f"SEMANTIK_DEVICE={values['device']!r}: choose auto, cpu or cuda")
+    return Settings(**values)  # type: ignore[arg-type]
