@@ -57,6 +57,9 @@ class Settings:
     keep_jobs_days: float = 30.0  # SEMANTIK_KEEP_JOBS_DAYS: finished jobs
     visibility_seconds: int = 21_600  # SEMANTIK_VISIBILITY_SECONDS: far above the longest shard
     exact_search_chunks: int = 50_000  # SEMANTIK_EXACT_SEARCH_CHUNKS: above it, an HNSW index
+    expected_slots: str = ""  # SEMANTIK_EXPECTED_SLOTS: host:n,host:n as the inventory has them, for `semantik check`
+    flower_port: int = 5555  # SEMANTIK_FLOWER_PORT: on loopback
+    nginx: str = ""  # SEMANTIK_NGINX: host:port that shows Flower over TLS, for `semantik check`; empty for none
 
 
 _NAMES = {
