@@ -1,0 +1,88 @@
+# Everything a person runs by hand. `make` alone prints what there is.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Tools of the virtual environment come first, also for what they start themselves (molecule starts ansible).
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+# Ansible refuses to start where the locale is not UTF-8, as on a minimal container or a fresh host.
+export LC_ALL := C.UTF-8
+export PYTHONUNBUFFERED := 1
+
+DOCUMENTS ?=
+COLLECTION ?= debian
+
+.PHONY: help
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
+
+.PHONY: setup
+setup: ## Install what the lab and the controller need: Debian packages (as root) and .venv
+	@scripts/setup lab
+
+.PHONY: setup-tests
+setup-tests: ## As setup, with the servers and linters that the tests use
+	@scripts/setup lab tests
+
+.PHONY: lint
+lint: setup-tests ## Run every linter
+	@scripts/lint
+
+.PHONY: format
+format: setup ## Format the Python code and apply the safe fixes
+	@mapfile -t files < <(scripts/python-files)
+	ruff check --fix "$${files[@]}"
+	ruff format "$${files[@]}"
+
+.PHONY: test-unit
+test-unit: setup-tests ## Run the tests that need nothing but Python
+	@pytest tests/unit
+
+.PHONY: test-integration
+test-integration: setup-tests ## Run the tests that start a Redis and a PostgreSQL of their own
+	@pytest tests/integration
+
+.PHONY: molecule
+molecule: setup-tests root ## Run the molecule default scenario: a cluster in a lab of its own, made, tested, destroyed
+	@molecule test --scenario-name default
+
+.PHONY: test
+test: ## Everything: linters, unit, integration and molecule tests
+	@begin=$$SECONDS
+	$(MAKE) --no-print-directory lint
+	$(MAKE) --no-print-directory test-unit
+	$(MAKE) --no-print-directory test-integration
+	$(MAKE) --no-print-directory molecule
+	echo "make test: all passed in $$((SECONDS - begin)) s"
+
+.PHONY: demo
+demo: root setup ## Build a three-host cluster on this machine, embed real documents, search them
+	@lab/demo up --collection "$(COLLECTION)" $(if $(DOCUMENTS),--documents "$(DOCUMENTS)")
+
+.PHONY: demo-check
+demo-check: root setup-tests ## Hold the demo's result against the model itself and against the database
+	@pytest tests/acceptance
+
+.PHONY: demo-down
+demo-down: root ## Remove the demo's hosts and documents; downloaded packages stay in their caches
+	@lab/demo down
+
+.PHONY: check
+check: root setup ## Ask every part of the demo's cluster whether it works, each GPU slot included
+	@lab/demo check
+
+.PHONY: clean
+clean: ## Remove what was built in this directory, except .venv and secrets
+	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .ansible
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -print0 | xargs -0 rm -rf
+
+.PHONY: root
+root:
+	@if [[ $$EUID -ne 0 ]]; then
+	  echo "The lab boots real systemd hosts and needs root: run this as root, for example with sudo make $(MAKECMDGOALS)" >&2
+	  exit 1
+	fi
