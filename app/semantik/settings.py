@@ -57,9 +57,9 @@ class Settings:
     keep_jobs_days: float = 30.0  # SEMANTIK_KEEP_JOBS_DAYS: finished jobs
     visibility_seconds: int = 21_600  # SEMANTIK_VISIBILITY_SECONDS: far above the longest shard
     exact_search_chunks: int = 50_000  # SEMANTIK_EXACT_SEARCH_CHUNKS: above it, an HNSW index
-    expected_slots: str = ""  # SEMANTIK_EXPECTED_SLOTS: host:n,host:n as the inventory has them, for `semantik check`
+    expected_slots: str = ""  # SEMANTIK_EXPECTED_SLOTS: host:n,host:n; what `semantik check` looks for
     flower_port: int = 5555  # SEMANTIK_FLOWER_PORT: on loopback
-    nginx: str = ""  # SEMANTIK_NGINX: host:port that shows Flower over TLS, for `semantik check`; empty for none
+    nginx: str = ""  # SEMANTIK_NGINX: host:port that shows Flower over TLS; empty for none
 
 
 _NAMES = {
@@ -117,7 +117,7 @@ def read_env_file(path: Path) -> dict[str, str]:
 
 
 def load(env: Mapping[str, str] | None = None) -> Settings:
-    """Build Settings from `env` (default: the process environment, filled up from /etc/semantik/semantik.env).
+    """Build Settings from `env` (default: the process environment, over /etc/semantik/semantik.env).
 
     Raises SettingsError naming the variable when one is missing or not of its type.
     """
@@ -136,7 +136,8 @@ def load(env: Mapping[str, str] | None = None) -> Settings:
     for field_name in ("broker_url", "database_url"):
         if field_name not in values:
             raise SettingsError(
-                f"{variable(field_name)} is not set: it stands in /etc/semantik/semantik.env on the cluster's hosts"
+                f"{variable(field_name)} is not set: on the cluster's hosts it stands in "
+                "/etc/semantik/semantik.env"
             )
     values.setdefault("result_backend", values["broker_url"])
     for field_name in ("broker_url", "result_backend"):

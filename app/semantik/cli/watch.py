@@ -1,0 +1,239 @@
+"""watch: a job's progress, read from the database alone, so that it is right whatever Redis forgets."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Protocol
+
+import click
+
+from semantik.cli.output import duration, emit, json_option, number, outcome, plural, printable, wants_json
+from semantik.exceptions import DatabaseUnavailable
+
+if TYPE_CHECKING:
+    from semantik.jobs import Progress
+    from semantik.settings import Settings
+
+POLL_SECONDS = 1.0
+#: Between two lines where no terminal redraws them.
+LINE_SECONDS = 5.0
+RETRY_SECONDS = 3.0
+
+#: The exit status of `watch` by the state in which the job ended.
+EXIT = {"completed": 0, "completed_with_errors": 3, "failed": 1, "cancelled": 1}
+
+
+@click.command()
+@click.argument("job")
+@json_option
+def watch(job: str) -> int:
+    """Show a job's progress until it has ended. JOB is an id or the beginning of one.
+
+    Exit status: 0 completed, 3 completed with failed documents, 1 failed or cancelled. Ctrl-C ends the
+    watching (130), never the job. With --json, one line of JSON whenever something changed.
+    """
+    from semantik import jobs as records
+    from semantik.database import connect
+    from semantik.settings import load
+
+    settings = load()
+    with connect(settings, autocommit=True, application_name="semantik watch") as connection:
+        job_id = str(records.get(connection, job).id)
+    return follow(settings, job_id)
+
+
+def follow(settings: Settings, job_id: str) -> int:
+    """Show the job's progress until it has ended and return the exit status.
+
+    A database that goes away is waited for: the watched job does the same.
+    """
+    view: View = JsonLines(job_id) if wants_json() else Bars() if _redraws() else Lines()
+    try:
+        with view:
+            last = _poll(settings, job_id, view)
+    except KeyboardInterrupt:
+        click.echo(f"semantik: no longer watching; the job goes on: semantik watch {job_id[:8]}", err=True)
+        return 130
+    if not wants_json():
+        click.echo(
+            f"{last.state.replace('_', ' ')}: {outcome(last)}; {plural(last.chunks, 'chunk')}, "
+            f"{plural(last.tokens, 'token')}"
+        )
+        if last.error:
+            click.echo(f"reason: {printable(last.error)}")
+        if last.failed:
+            click.echo(f"semantik show {job_id[:8]}   lists what failed and why")
+    return EXIT[last.state]
+
+
+def _redraws() -> bool:
+    import os
+
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def _poll(settings: Settings, job_id: str, view: View) -> Progress:
+    import psycopg
+
+    from semantik import jobs as records
+    from semantik.database import connect
+
+    connection: psycopg.Connection | None = None
+    away = False
+    try:
+        while True:
+            try:
+                if connection is None:
+                    connection = connect(settings, autocommit=True, application_name="semantik watch")
+                progress = records.progress(connection, job_id)
+            except (DatabaseUnavailable, psycopg.OperationalError, psycopg.InterfaceError) as error:
+                if not away:
+                    view.note(f"PostgreSQL cannot be reached, trying again ({printable(error)})")
+                away, connection = True, None
+                time.sleep(RETRY_SECONDS)
+                continue
+            if away:
+                view.note("PostgreSQL is back")
+                away = False
+            view.show(progress)
+            if progress.state in EXIT:
+                return progress
+            time.sleep(POLL_SECONDS)
+    finally:
+        if connection is not None:
+            connection.close()
+
+
+class View(Protocol):
+    """A way to show progress."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def show(self, progress: Progress) -> None:
+        """Show the job as it is now."""
+
+    def note(self, text: str) -> None:
+        """Say something beside the progress."""
+
+
+class Lines:
+    """Plain lines, for logs: when the state changed at once, when only numbers did every few seconds."""
+
+    def __init__(self) -> None:
+        self._line = self._state = ""
+        self._at = 0.0
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.stdout.flush()
+
+    def show(self, progress: Progress) -> None:
+        """Print a line when it says something new and the last one is old enough."""
+        line, now = describe(progress), time.monotonic()
+        if line == self._line or (progress.state == self._state and now - self._at < LINE_SECONDS):
+            return
+        self._line, self._state, self._at = line, progress.state, now
+        click.echo(f"{time.strftime('%H:%M:%S')} {line}")
+        sys.stdout.flush()
+
+    def note(self, text: str) -> None:
+        """Print `text` on stderr."""
+        click.echo(f"semantik: {text}", err=True)
+
+
+class JsonLines:
+    """One JSON object a line, for programs."""
+
+    def __init__(self, job_id: str) -> None:
+        self._job_id = job_id
+        self._last: Progress | None = None
+
+    def __enter__(self) -> JsonLines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.stdout.flush()
+
+    def show(self, progress: Progress) -> None:
+        """Print the progress when it differs from the last line's."""
+        if progress == self._last:
+            return
+        self._last = progress
+        from dataclasses import asdict
+
+        emit({"job_id": self._job_id, **asdict(progress)})
+        sys.stdout.flush()
+
+    def note(self, text: str) -> None:
+        """Print `text` on stderr, so that stdout stays JSON."""
+        click.echo(f"semantik: {text}", err=True)
+
+
+class Bars:
+    """A bar on a terminal: documents, tokens/s and the time left."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[documents]}"),
+            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[left]}"),
+            expand=True,
+        )
+        self._task = self._bars.add_task("", total=None, documents="", rate="", left="")
+
+    def __enter__(self) -> Bars:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def show(self, progress: Progress) -> None:
+        """Redraw the bar."""
+        known = progress.state not in ("queued", "planning")
+        ended = progress.state in EXIT
+        self._bars.update(
+            self._task,
+            description=progress.state.replace("_", " "),
+            # Without a total the bar only moves; a job that had nothing to do ends with a full one.
+            total=max(progress.documents_total, 1) if known else None,
+            completed=(progress.documents_done or (1 if ended else 0)) if known else 0,
+            documents=f"{number(progress.documents_done)}/{number(progress.documents_total)} documents"
+            if known
+            else "",
+            rate=f"{number(progress.tokens_per_second)} tokens/s" if progress.tokens_per_second else "",
+            left=f"{duration(progress.seconds_left)} left"
+            if progress.seconds_left is not None and not ended
+            else "",
+        )
+
+    def note(self, text: str) -> None:
+        """Print `text` above the bar."""
+        self._bars.console.print(text, markup=False, highlight=False)
+
+
+def describe(progress: Progress) -> str:
+    """Return the job as it is now on one line."""
+    state = progress.state.replace("_", " ")
+    if progress.state in ("queued", "planning"):
+        return state
+    parts = [
+        f"{number(progress.documents_done)}/{number(progress.documents_total)} documents",
+        plural(progress.chunks, "chunk"),
+        plural(progress.tokens, "token"),
+    ]
+    if progress.tokens_per_second and progress.state not in EXIT:
+        parts.append(f"{number(progress.tokens_per_second)} tokens/s")
+    if progress.seconds_left is not None and progress.state not in EXIT:
+        parts.append(f"{duration(progress.seconds_left)} left")
+    return f"{state}: {', '.join(parts)}"
