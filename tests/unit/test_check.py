@@ -193,8 +193,8 @@ def certificate(directory: Path, days: int) -> Path:
     """A self-signed certificate for localhost, key and certificate in one file."""
     path = directory / f"{days}.pem"
     subprocess.run(
-        f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=localhost -days {days} "
-        f"-addext subjectAltName=DNS:localhost,IP:127.0.0.1 -keyout {path} -out {path}.crt".split(),
+        f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=localhost "
+        f"-days {days} -addext subjectAltName=DNS:localhost,IP:127.0.0.1 -keyout {path} -out {path}.crt".split(),
         check=True,
         capture_output=True,
     )
