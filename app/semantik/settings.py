@@ -57,6 +57,11 @@ class Settings:
     keep_jobs_days: float = 30.0  # SEMANTIK_KEEP_JOBS_DAYS: finished jobs
     visibility_seconds: int = 21_600  # SEMANTIK_VISIBILITY_SECONDS: far above the longest shard
     exact_search_chunks: int = 50_000  # SEMANTIK_EXACT_SEARCH_CHUNKS: above it, an HNSW index
+    role: str = ""  # SEMANTIK_ROLE: worker, query or planner, set by the unit; empty for everything else
+    imports: str = ""  # SEMANTIK_IMPORTS: module,module with tasks of the users' own, for every Celery process
+    gpu_name: str = ""  # SEMANTIK_GPU_NAME: this slot's card, as nvidia-smi names it
+    model_max_tokens: int = 0  # SEMANTIK_MODEL_MAX_TOKENS: the model's limit, special tokens included
+    runtime_dir: str = ""  # RUNTIME_DIRECTORY: of the unit; empty for a directory of this user's own
     expected_slots: str = ""  # SEMANTIK_EXPECTED_SLOTS: host:n,host:n; what `semantik check` looks for
     flower_port: int = 5555  # SEMANTIK_FLOWER_PORT: on loopback
     nginx: str = ""  # SEMANTIK_NGINX: host:port that shows Flower over TLS; empty for none
@@ -68,6 +73,7 @@ _NAMES = {
     "cuda_visible_devices": "CUDA_VISIBLE_DEVICES",
     "model_max_memory_gb": "MODEL_MAX_MEMORY_GB",
     "redis_ca": "SEMANTIK_CA_FILE",
+    "runtime_dir": "RUNTIME_DIRECTORY",
 }
 
 

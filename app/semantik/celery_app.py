@@ -1,0 +1,125 @@
+"""The Celery application: `celery --app semantik.celery_app worker ...`, and what sends to it.
+
+Which kind of worker a process becomes is SEMANTIK_ROLE, set by its unit; the `semantik` command, the scheduler and
+Flower import the same application with no role.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kombu
+from celery import Celery
+
+from semantik.settings import Settings, load
+
+INGEST = "ingest"
+EMBED = "embed"
+QUERY = "query"
+#: Seconds. Results of tasks are looked at when they end; a job's own truth is in the database.
+RESULT_EXPIRES = 86_400
+#: Seconds without an answer from Redis until a socket counts as dead. redis-py's default waits for ever.
+SOCKET_SECONDS = 10.0
+CONNECT_SECONDS = 4.0
+
+
+def slot_queue(slot: str) -> str:
+    """Return the queue that the worker of `slot` (host:n) alone consumes."""
+    host, _, number = slot.rpartition(":")
+    return f"slot.{host}.{number}"
+
+
+def configuration(settings: Settings) -> dict[str, Any]:
+    """Return Celery's settings; each has its reason beside it."""
+    transport: dict[str, Any] = {
+        "global_keyprefix": settings.key_prefix,  # Redis' ACL allows no other keys
+        # Redelivery is the reaper's work, by the database's clock; this only catches what it cannot see.
+        "visibility_timeout": settings.visibility_seconds,
+        "socket_timeout": SOCKET_SECONDS,
+        "socket_connect_timeout": CONNECT_SECONDS,
+        "socket_keepalive": True,
+        "health_check_interval": 10,
+    }
+    conf: dict[str, Any] = {
+        "broker_url": settings.broker_url,
+        "result_backend": settings.result_backend,
+        "broker_transport_options": transport,
+        "result_backend_transport_options": {
+            "global_keyprefix": settings.key_prefix,
+            "visibility_timeout": settings.visibility_seconds,
+        },
+        "visibility_timeout": settings.visibility_seconds,  # the backend reads it here
+        "redis_socket_timeout": SOCKET_SECONDS,
+        "redis_socket_connect_timeout": CONNECT_SECONDS,
+        "redis_socket_keepalive": True,
+        "redis_backend_health_check_interval": 10,
+        "broker_connection_timeout": CONNECT_SECONDS,
+        # A broker that is away is waited for, at the start too, for as long as it takes.
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        # JSON only: a pickled message would be code.
+        "accept_content": ["json"],
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "result_extended": True,
+        "result_expires": RESULT_EXPIRES,
+        "result_backend_always_retry": False,
+        # A message is acknowledged when its task has ended, so that a lost child's comes back at once.
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        "worker_prefetch_multiplier": 1,
+        "worker_enable_prefetch_count_reduction": False,
+        # A task goes on while Redis is away: its lease is the database's.
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "task_track_started": True,
+        "worker_send_task_events": True,
+        "task_send_sent_event": True,
+        "task_publish_retry": False,
+        "task_default_queue": INGEST,
+        "task_create_missing_queues": True,
+        "task_routes": {
+            "semantik.tasks.process_embedding_job_task": {"queue": INGEST},
+            "semantik.tasks.embed_shard_task": {"queue": EMBED},
+            "semantik.tasks.embed_query_task": {"queue": QUERY},
+            "semantik.tasks.test_task": {"queue": EMBED},
+        },
+        "imports": [
+            "semantik.tasks",
+            *(name.strip() for name in settings.imports.split(",") if name.strip()),
+        ],
+        # Seconds: a large model takes its time to load, and Celery would end the child that loads it.
+        "worker_proc_alive_timeout": 600.0,
+        "worker_redirect_stdouts": False,
+        "worker_log_color": False,
+        "timezone": "UTC",
+    }
+    for url, name in (
+        (settings.broker_url, "broker_use_ssl"),
+        (settings.result_backend, "redis_backend_use_ssl"),
+    ):
+        if url.startswith("rediss://"):
+            conf[name] = {"ssl_cert_reqs": "required"} | (
+                {"ssl_ca_certs": settings.redis_ca} if settings.redis_ca else {}
+            )
+    return conf
+
+
+def make_app(settings: Settings) -> Celery:
+    """Return the application for these settings."""
+    application = Celery("semantik", set_as_current=True)
+    application.conf.update(configuration(settings))
+    return application
+
+
+def declare(broker: kombu.Connection, queue: str) -> int:
+    """Return how many messages wait in `queue`."""
+    return int(broker.default_channel.client.llen(queue))
+
+
+settings = load()
+app = make_app(settings)
+
+if settings.role:
+    from semantik import worker
+
+    worker.install(app, settings)

@@ -1,0 +1,230 @@
+"""Where documents come from: a path that every host has, or any URL that fsspec opens.
+
+Listings stream and read no content. Nothing here decides what can be parsed: every regular file is listed,
+hidden ones too, and the parser says what it cannot read.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from semantik.exceptions import DocumentError, NotFound, SemantikError
+
+_COPY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One document of a listing. `error` says why it cannot be one; its version is then unknown."""
+
+    uri: str
+    size: int | None  # bytes
+    version: str | None  # changes when the content does: mtime in nanoseconds, or the store's ETag
+    error: str | None = None
+    #: A directory that could not be listed: what lies below is unknown, not gone.
+    incomplete: bool = False
+
+
+def normalize(uri: str) -> str:
+    """Return `uri` as the database keeps it: an absolute path, or a URL without a trailing slash.
+
+    Raises NotFound for what cannot name a source on every host.
+    """
+    try:
+        uri.encode("utf-8")
+    except UnicodeEncodeError:
+        raise NotFound(f"{uri!r} is not UTF-8: the name cannot be recorded, rename it") from None
+    if "\0" in uri or not uri:
+        raise NotFound(f"{uri!r} names no source")
+    parts = urlsplit(uri)
+    if "://" in uri and parts.scheme != "file":
+        return uri.rstrip("/") if parts.path else uri
+    path = unquote(parts.path) if "://" in uri else uri
+    if not path.startswith("/"):
+        raise NotFound(f"{uri!r} is relative and means another place on every host: give the absolute path")
+    return os.path.normpath(path).replace("//", "/")
+
+
+def is_local(uri: str) -> bool:
+    """Return whether `uri` (as `normalize` returns it) is a path."""
+    return uri.startswith("/")
+
+
+def list_source(uri: str) -> Iterator[Listed]:
+    """Yield every document under `uri`, in no order, in memory that does not grow with their number.
+
+    Raises NotFound when there is nothing at `uri`, SemantikError when it cannot be listed at all.
+    """
+    return _list_local(uri) if is_local(uri) else _list_remote(uri)
+
+
+def _list_local(root: str) -> Iterator[Listed]:
+    try:
+        found = os.stat(root)
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFound(
+            f"{root} does not exist here: is the share mounted, and at the same path on all hosts?"
+        ) from None
+    except OSError as error:
+        raise SemantikError(
+            f"{root} cannot be read: {error.strerror}; it must be readable for semantik-svc"
+        ) from error
+    if stat.S_ISREG(found.st_mode):
+        yield Listed(root, found.st_size, str(found.st_mtime_ns))
+        return
+    if not stat.S_ISDIR(found.st_mode):
+        raise NotFound(f"{root} is neither a directory nor a regular file")
+    try:
+        # One open directory per level: a depth, not a width, is what this holds.
+        levels = [os.scandir(root)]
+    except OSError as error:
+        raise SemantikError(
+            f"{root} cannot be listed: {error.strerror}; it must be readable for semantik-svc"
+        ) from error
+    try:
+        while levels:
+            try:
+                entry = next(levels[-1], None)
+            except OSError as error:  # the share went away under the listing
+                raise SemantikError(f"listing {root} broke off: {error.strerror}") from error
+            if entry is None:
+                levels.pop().close()
+                continue
+            try:
+                # Links to files are followed; links to directories may loop, and are not.
+                if entry.is_dir(follow_symlinks=False):
+                    levels.append(os.scandir(entry.path))
+                elif entry.is_file():
+                    yield _listed(entry)
+            except FileNotFoundError:
+                continue  # gone since the directory was read
+            except OSError as error:
+                yield Listed(
+                    _text(entry.path), None, None, f"cannot be read: {error.strerror}", incomplete=True
+                )
+    finally:
+        for level in levels:
+            level.close()
+
+
+def _listed(entry: os.DirEntry[str]) -> Listed:
+    found = entry.stat()
+    name = _text(entry.path)
+    if name != entry.path:
+        return Listed(name, found.st_size, None, "its name is not UTF-8: rename it")
+    return Listed(name, found.st_size, str(found.st_mtime_ns))
+
+
+def _text(path: str) -> str:
+    """Return `path` as text that UTF-8 can hold, bytes that it cannot as \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _filesystem(uri: str) -> tuple[Any, str]:
+    import fsspec
+
+    try:
+        # Without a cache of listings, which would grow with the number of objects.
+        return fsspec.core.url_to_fs(uri, use_listings_cache=False)  # type: ignore[no-any-return]
+    except (ImportError, ValueError) as error:
+        raise NotFound(f"{uri}: {' '.join(str(error).split())}") from error
+
+
+def _list_remote(uri: str) -> Iterator[Listed]:
+    filesystem, root = _filesystem(uri)
+    try:
+        top = filesystem.info(root)
+    except FileNotFoundError:
+        raise NotFound(f"there is nothing at {uri}") from None
+    except Exception as error:
+        raise SemantikError(f"{uri} cannot be read: {' '.join(str(error).split())}") from error
+    if top["type"] == "file":
+        yield _listed_remote(filesystem, top)
+        return
+    for _, _, files in filesystem.walk(root, detail=True, on_error="raise"):
+        for info in files.values():
+            # An object that stands for its own directory has an empty name.
+            if info["type"] == "file" and not info["name"].endswith("/"):
+                yield _listed_remote(filesystem, info)
+
+
+def _listed_remote(filesystem: Any, info: dict[str, Any]) -> Listed:
+    version = next(
+        (info[key] for key in ("ETag", "etag", "mtime", "LastModified", "created") if info.get(key)), None
+    )
+    uri = filesystem.unstrip_protocol(info["name"])
+    return Listed(uri, info.get("size"), None if version is None else str(version).strip('"'))
+
+
+def open_source(uri: str, *, most_bytes: int = 0) -> int:
+    """Return a descriptor to read the document at `uri`; the caller closes it.
+
+    A path is opened where it is; what another scheme names is copied into an anonymous file first, up to
+    `most_bytes` (0: no limit). Raises FileNotFoundError when it has vanished, DocumentError when it is no regular
+    file, cannot be read or is larger.
+    """
+    if not is_local(uri):
+        return _fetch(uri, most_bytes)
+    try:
+        # O_NONBLOCK: opening a FIFO that appeared under the name must not hang.
+        descriptor = os.open(uri, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(uri) from error
+    except OSError as error:
+        raise DocumentError(f"cannot be opened: {error.strerror}") from error
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise DocumentError("is no regular file")
+        if most_bytes and found.st_size > most_bytes:
+            raise _too_large(most_bytes)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _fetch(uri: str, most_bytes: int) -> int:
+    try:
+        filesystem, path = _filesystem(uri)
+        with filesystem.open(path, "rb") as remote, tempfile.TemporaryFile() as local:
+            copied = 0
+            while block := remote.read(_COPY_BYTES):
+                copied += len(block)
+                if most_bytes and copied > most_bytes:
+                    raise _too_large(most_bytes)
+                local.write(block)
+            local.seek(0)
+            return os.dup(local.fileno())
+    except (FileNotFoundError, DocumentError):
+        raise
+    except Exception as error:  # every store has exceptions of its own
+        raise DocumentError(
+            f"cannot be fetched: {' '.join(str(error).split()) or type(error).__name__}"
+        ) from error
+
+
+def _too_large(most_bytes: int) -> DocumentError:
+    return DocumentError(f"is larger than SEMANTIK_DOCUMENT_MAX_MB ({most_bytes >> 20} MB)")
+
+
+def visible(root: str) -> bool:
+    """Return whether anything is at `root` on this host: false for an unmounted share, even where its mountpoint is.
+
+    Tells a document that was removed from one that this host cannot see.
+    """
+    if not is_local(root):
+        return True
+    try:
+        with os.scandir(root) as entries:
+            return any(True for _ in entries)
+    except NotADirectoryError:
+        return True
+    except OSError:
+        return False

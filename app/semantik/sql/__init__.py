@@ -1,0 +1,1 @@
+"""Statements by name, and the migrations."""

@@ -1,0 +1,43 @@
+-- name: of_job
+WITH documents AS (
+    SELECT count(*) AS total,
+           count(outcome) AS done,
+           count(*) FILTER (WHERE outcome = 'failed') AS failed,
+           count(*) FILTER (WHERE outcome = 'skipped') AS skipped,
+           count(*) FILTER (WHERE outcome = 'removed') AS removed
+    FROM job_documents WHERE job_id = %(job)s
+), work AS (
+    SELECT coalesce(sum(chunks), 0)::bigint AS chunks,
+           coalesce(sum(tokens), 0)::bigint AS tokens,
+           coalesce(sum(truncated_tokens), 0)::bigint AS truncated_tokens,
+           -- Of shards that run: their documents have no outcome before the shard's one transaction.
+           coalesce(sum(documents_done) FILTER (WHERE state = 'running'), 0)::bigint AS running_done,
+           count(*) FILTER (WHERE state = 'running') AS running,
+           min(started_at) AS began,
+           -- Seconds that slots spent on shards, and the share of each shard's bytes that is through.
+           coalesce(sum(extract(epoch FROM coalesce(finished_at, now()) - started_at))
+                    FILTER (WHERE state IN ('running', 'done')), 0)::float8 AS slot_seconds,
+           coalesce(sum(CASE state WHEN 'done' THEN bytes
+                                   WHEN 'running' THEN bytes * documents_done / greatest(documents, 1) END),
+                    0)::float8 AS bytes_done,
+           coalesce(sum(bytes) FILTER (WHERE state IN ('pending', 'queued', 'running', 'done')),
+                    0)::float8 AS bytes_all
+    FROM shards WHERE job_id = %(job)s
+), rate AS (
+    SELECT CASE WHEN slot_seconds > 0 THEN tokens / slot_seconds ELSE 0 END AS tokens_each,
+           CASE WHEN slot_seconds > 0 THEN bytes_done / slot_seconds ELSE 0 END AS bytes_each
+    FROM work
+)
+SELECT j.state,
+       d.total AS documents_total,
+       least(d.done + w.running_done, d.total) AS documents_done,
+       d.failed, d.skipped, d.removed,
+       w.chunks, w.tokens, w.truncated_tokens,
+       CASE WHEN j.finished_at IS NULL THEN r.tokens_each * w.running
+            ELSE w.tokens / greatest(extract(epoch FROM j.finished_at - coalesce(w.began, j.finished_at)), 0.001)::float8
+       END AS tokens_per_second,
+       CASE WHEN j.state = 'running' AND r.bytes_each > 0 AND w.running > 0
+            THEN (w.bytes_all - w.bytes_done) / (r.bytes_each * w.running) END AS seconds_left,
+       j.error
+FROM jobs j, documents d, work w, rate r
+WHERE j.id = %(job)s
