@@ -1,0 +1,320 @@
+"""A lab as a whole: up, stop, start, destroy, snapshot."""
+
+import os
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+
+from semantik_lab import base, doctor, inventory, keys, network, proxy, snapshots, state
+from semantik_lab.errors import LabError
+from semantik_lab.host import Node, State
+from semantik_lab.shell import remove_tree, run, say, step
+from semantik_lab.topology import DEFAULT_TOPOLOGY, Topology, check_name, load, parse_subnet
+
+DEFAULT_NAME = "semantik"
+_REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A lab with the topology and the record that describe it."""
+
+    paths: state.Paths
+    record: state.Record
+    topology: Topology
+
+    @classmethod
+    def open(cls, name: str) -> "Lab":
+        """Read an existing lab; a LabError where there is none."""
+        record = state.require(check_name(name))
+        return cls(state.Paths(name), record, load(record.topology))
+
+    @property
+    def bridge(self) -> str:
+        """Name of the lab's bridge."""
+        return network.bridge_name(self.paths.lab)
+
+    @property
+    def proxy_url(self) -> str:
+        """What the hosts' apt uses."""
+        return proxy.url(self.record.subnet, self.topology.proxy_port)
+
+    def nodes(self, names: Collection[str] = ()) -> list[Node]:
+        """Return the named hosts of this lab, or all of them."""
+        unknown = sorted(set(names) - set(self.record.hosts))
+        if unknown:
+            raise LabError(
+                f"lab {self.paths.lab} has no host {', '.join(unknown)}; it has {', '.join(self.record.hosts)}"
+            )
+        wanted = names or self.record.hosts
+        return [
+            Node(self.paths, host, str(network.host_address(self.record.subnet, host)), self.bridge)
+            for host in self.topology.hosts
+            if host.name in wanted
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        """Return the lab as `--json` prints it."""
+        return inventory.describe(
+            self.paths, self.nodes(), str(self.record.subnet), self.proxy_url, self.record.inventory
+        )
+
+
+def up(
+    name: str,
+    *,
+    subnet: str | None = None,
+    topology: Path | None = None,
+    hosts: Sequence[str] = (),
+    inventory_path: Path | None = None,
+    snapshot: str | None = None,
+    keep_on_failure: bool = False,
+) -> Lab:
+    """Bring a lab up, or what is missing of it; on failure everything that this call made is removed again."""
+    doctor.require_good(doctor.examine())
+    lab, fresh = _plan(name, subnet, topology, hosts, inventory_path)
+    with ExitStack() as undo:
+        if fresh:
+            undo.callback(_remove_state, lab)
+        lab.record.save(lab.paths)
+        _prepare_directories(lab)
+        trees = {release: base.ensure(release, lab.topology.packages) for release in _releases(lab)}
+        _network_and_proxy(lab, list(trees.values()), undo)
+        nodes = lab.nodes()
+        _create(lab, nodes, trees, snapshot, undo)
+        keys.pin(lab.paths, {node.host.name: (node.address, node.host_key()) for node in nodes})
+        _boot(lab, nodes, undo)
+        _check_reach(lab, nodes)
+        inventory.save(lab.record.inventory, inventory.render(lab.paths, nodes, lab.proxy_url))
+        if keep_on_failure:
+            undo.pop_all()
+        undo.pop_all()
+    return lab
+
+
+def start(lab: Lab, names: Collection[str]) -> None:
+    """Boot hosts that are off; bridge and proxy come back as well, after a reboot of the machine for example."""
+    with ExitStack() as undo:
+        _prepare_directories(lab)
+        trees = [base.ensure(release, lab.topology.packages) for release in _releases(lab)]
+        _network_and_proxy(lab, trees, undo)
+        _boot(lab, lab.nodes(names), undo)
+        undo.pop_all()
+
+
+def stop(lab: Lab, names: Collection[str]) -> None:
+    """Shut hosts down and keep them; with no host left running, proxy and bridge go too."""
+    keys.close_connections(lab.paths)
+    _each(lab.nodes(names), "shut down", Node.stop)
+    if all(node.state() is not State.RUNNING for node in lab.nodes()):
+        proxy.stop(lab.paths.lab)
+        network.remove_bridge(lab.bridge, lab.paths.lab)
+
+
+def power_off(lab: Lab, names: Collection[str]) -> None:
+    """Cut the power of hosts."""
+    _each(lab.nodes(names), "power cut", Node.power_off)
+
+
+def destroy(name: str, purge: bool) -> None:
+    """Remove a lab with everything it holds, also when its record is damaged or half written."""
+    paths = state.Paths(check_name(name))
+    if not paths.root.exists():
+        raise LabError(f"there is no lab {name}; `lab/lab list` shows the labs")
+    keys.close_connections(paths)
+    try:
+        record = state.load(name)
+    except LabError as error:
+        say(f"{error.args[0].split(';')[0]}; clearing it away all the same")
+        record = None
+    with step(f"lab {name}: destroyed"):
+        for directory in sorted(paths.root.glob("hosts/*")):
+            _remove_host_directory(paths, directory)
+        proxy.stop(name)
+        network.remove_bridge(network.bridge_name(name), name)
+        if record is not None:
+            inventory.remove(record.inventory)
+        remove_tree(paths.control)
+        remove_tree(paths.root)
+        if purge:
+            proxy.forget(name)
+
+
+def snapshot(lab: Lab, name: str) -> None:
+    """Freeze the hosts' trees under a name and go on; hosts are off for that moment."""
+    check_name(name)
+    nodes = lab.nodes()
+    snapshots.check_free(name)
+    running = [node.host.name for node in nodes if node.state() is not State.STOPPED]
+    keys.close_connections(lab.paths)
+    _each([node for node in nodes if node.host.name in running], "shut down", Node.stop)
+    with step(f"snapshot {name}"):
+        snapshots.take(name, nodes)
+    if running:
+        start(lab, running)
+
+
+def _plan(
+    name: str, subnet: str | None, topology: Path | None, hosts: Sequence[str], inventory_path: Path | None
+) -> tuple[Lab, bool]:
+    """Settle what the lab shall be, from the arguments and from what it is already; nothing is changed."""
+    paths = state.Paths(check_name(name))
+    old = state.load(name)
+    path = (topology or (old.topology if old else DEFAULT_TOPOLOGY)).resolve()
+    wanted = load(path)
+    chosen = {host.name for host in wanted.select(hosts)}
+    if old is None:
+        network_ = _free_subnet(name, subnet, wanted)
+        default = (
+            _REPOSITORY / "inventories" / "lab" / "hosts.yml"
+            if name == DEFAULT_NAME
+            else paths.root / "hosts.yml"
+        )
+    else:
+        network_, default = old.subnet, old.inventory
+        if subnet is not None and parse_subnet(subnet) != old.subnet:
+            raise LabError(
+                f"lab {name} has subnet {old.subnet}; `lab/lab destroy --name {name}` before giving it another"
+            )
+        if topology is not None and path != old.topology:
+            raise LabError(
+                f"lab {name} is made from {old.topology}; `lab/lab destroy --name {name}` before changing that"
+            )
+        chosen |= set(old.hosts) if hosts else set()
+    names = tuple(host.name for host in wanted.hosts if host.name in chosen)
+    record = state.Record(network_, path, names, (inventory_path or default).resolve())
+    return Lab(paths, record, wanted), old is None
+
+
+def _free_subnet(name: str, asked: str | None, topology: Topology) -> IPv4Network:
+    """Return the subnet asked for, the topology's for the default lab, or the next free one."""
+    taken = {f"interface {owner}": nets for owner, nets in network.machine_networks().items()}
+    # A bridge that a killed run left behind is no obstacle: it will be this lab's again.
+    taken.pop(f"interface {network.bridge_name(name)}", None)
+    taken |= {f"lab {other}": [state.require(other).subnet] for other in state.labs() if other != name}
+    if asked is None and name != DEFAULT_NAME:
+        return network.choose_subnet(topology.subnet, [net for nets in taken.values() for net in nets])
+    chosen = parse_subnet(asked) if asked else topology.subnet
+    network.check_subnet(chosen, taken)
+    return chosen
+
+
+def _prepare_directories(lab: Lab) -> None:
+    lab.paths.documents.mkdir(parents=True, exist_ok=True)
+    lab.paths.documents.chmod(0o755)
+    keys.make_identity(lab.paths)
+
+
+def _releases(lab: Lab) -> list[str]:
+    return sorted({node.host.release for node in lab.nodes()})
+
+
+def _network_and_proxy(lab: Lab, trees: list[Path], undo: ExitStack) -> None:
+    name, subnet = lab.paths.lab, lab.record.subnet
+    if not network.bridge_exists(lab.bridge):
+        undo.callback(network.remove_bridge, lab.bridge, name)
+    network.make_bridge(lab.bridge, name, subnet)
+    mirrors = base.mirror_hosts(trees) | set(lab.topology.proxy_extra_hosts)
+    if not proxy.service(name).running():
+        undo.callback(proxy.stop, name)
+    with step(f"bridge {lab.bridge}, apt proxy {lab.proxy_url}"):
+        proxy.ensure(name, subnet, lab.topology.proxy_port, mirrors, base.upstream_proxy())
+
+
+def _create(
+    lab: Lab, nodes: list[Node], trees: dict[str, Path], snapshot_name: str | None, undo: ExitStack
+) -> None:
+    public = keys.make_identity(lab.paths)
+    names = {host.name: str(network.host_address(lab.record.subnet, host)) for host in lab.topology.hosts}
+    for node in nodes:
+        if node.state() is not State.ABSENT:
+            if snapshot_name:
+                raise LabError(
+                    f"host {node.host.name} exists; a snapshot is for a new lab: "
+                    f"`lab/lab destroy --name {lab.paths.lab}` first"
+                )
+            continue
+        # What a killed run left half made goes first.
+        node.destroy()
+        undo.callback(node.destroy)
+        layers = [trees[node.host.release]]
+        if snapshot_name:
+            layers = snapshots.layers(snapshot_name, node.host.name)
+        node.create(layers, public, names, lab.record.subnet.prefixlen)
+
+
+def _boot(lab: Lab, nodes: list[Node], undo: ExitStack) -> None:
+    waiting = []
+    for node in nodes:
+        if node.state() is State.RUNNING and node.ssh_answers():
+            continue
+        if node.state() is State.RUNNING:
+            # It may be on its way up, or hang; the wait below tells which.
+            waiting.append(node)
+            continue
+        if node.state() is State.ORPHANED:
+            say(f"  {node.host.name}: its supervisor was killed; booting it again")
+            _shut_orphan(node)
+        undo.callback(node.power_off)
+        node.start()
+        waiting.append(node)
+    keys.close_connections(lab.paths)
+    _each(waiting, "up", Node.wait_up)
+
+
+def _shut_orphan(node: Node) -> None:
+    """Shut a host down that no supervisor watches, in good order where it still answers."""
+    if node.ssh_answers():
+        command = ["nsenter", "--target", str(node.leader()), "--all", "systemctl", "poweroff"]
+        run(command, what=f"shutting {node.host.name} down")
+        from semantik_lab.shell import wait_until
+
+        wait_until(lambda: not node.service.running(), 60)
+    node.power_off()
+
+
+def _check_reach(lab: Lab, nodes: list[Node]) -> None:
+    """Ask each host to greet each other one: a machine's firewall may filter what crosses a bridge."""
+    for node in nodes:
+        others = [other.address for other in nodes if other is not node]
+        if not others:
+            return
+        script = (
+            "".join(f"timeout 5 bash -c 'exec 3<>/dev/tcp/{address}/22' && " for address in others) + "true"
+        )
+        run(
+            [*keys.ssh_command(lab.paths, node.address), script],
+            what=f"{node.host.name} cannot reach the other hosts over {lab.bridge}: this machine filters bridged traffic "
+            "(br_netfilter with a FORWARD policy of drop, as Docker sets it); see docs/lab.md",
+        )
+
+
+def _each(nodes: Sequence[Node], done: str, action: Callable[[Node], None]) -> None:
+    """Do the same to several hosts at once; the first error is raised when all have ended."""
+
+    def one(node: Node) -> None:
+        with step(f"{node.host.name}: {done}"):
+            action(node)
+
+    with ThreadPoolExecutor(max_workers=max(1, len(nodes))) as pool:
+        for future in [pool.submit(one, node) for node in nodes]:
+            future.result()
+
+
+def _remove_state(lab: Lab) -> None:
+    remove_tree(lab.paths.control)
+    remove_tree(lab.paths.root)
+
+
+def _remove_host_directory(paths: state.Paths, directory: Path) -> None:
+    """End and remove a host known by its directory alone."""
+    from semantik_lab.service import Service
+
+    Service(f"{paths.lab}-{directory.name}", directory / "console.log").kill()
+    if os.path.ismount(directory / "root"):
+        run(["umount", str(directory / "root")], what=f"unmounting {directory / 'root'}")
+    remove_tree(directory)
