@@ -13,9 +13,6 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export LC_ALL := C.UTF-8
 export PYTHONUNBUFFERED := 1
 
-DOCUMENTS ?=
-COLLECTION ?= debian
-
 .PHONY: help
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -61,7 +58,7 @@ test: ## Everything: linters, unit, integration and molecule tests
 
 .PHONY: demo
 demo: root setup ## Build a three-host cluster on this machine, embed real documents, search them
-	@lab/demo up --collection "$(COLLECTION)" $(if $(DOCUMENTS),--documents "$(DOCUMENTS)")
+	@lab/demo up
 
 .PHONY: demo-check
 demo-check: root setup-tests ## Hold the demo's result against the model itself and against the database
