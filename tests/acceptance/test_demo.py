@@ -74,7 +74,8 @@ def test_each_documents_chunks_are_all_there_once(collection: dict[str, Any]) ->
     wrong = rows(
         "SELECT d.uri, d.chunks, count(k.*) AS found, count(DISTINCT k.ordinal) AS different "
         f"FROM documents d LEFT JOIN {table} k ON k.document_id = d.id "
-        f"WHERE d.collection_id = {collection['id']} GROUP BY d.id HAVING d.chunks <> count(k.*) OR count(DISTINCT k.ordinal) <> count(k.*) "
+        f"WHERE d.collection_id = {collection['id']} GROUP BY d.id "
+        "HAVING d.chunks <> count(k.*) OR count(DISTINCT k.ordinal) <> count(k.*) "
         "OR coalesce(max(k.ordinal) - min(k.ordinal) + 1, 0) <> count(k.*)"
     )
     assert wrong == []
