@@ -12,6 +12,8 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 # Ansible refuses to start where the locale is not UTF-8, as on a minimal container or a fresh host.
 export LC_ALL := C.UTF-8
 export PYTHONUNBUFFERED := 1
+# Molecule would wrap the output of what it runs into a box of 80 columns.
+export MOLECULE_COMMAND_BORDERS := false
 
 .PHONY: help
 help: ## Show the targets
