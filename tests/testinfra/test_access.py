@@ -75,7 +75,7 @@ def test_redis_refuses_without_the_right_password(cluster: Cluster, login: str |
 def test_redis_keeps_the_worker_to_its_keys_and_commands(cluster: Cluster) -> None:
     code, output = from_redis_client(
         cluster,
-        "password = open('/etc/semantik/secrets/redis_password').read().strip()\n"
+        "password = open('/etc/semantik/secrets/worker_redis_password').read().strip()\n"
         "client = connect(username='semantik_worker', password=password)\n"
         "print(client.ping())\n"
         f"for line in {FORBIDDEN!r}:\n"
