@@ -31,3 +31,7 @@ class FenceLost(SemantikError):
 
 class DocumentError(SemantikError):
     """One document cannot be read or parsed; it alone fails, with this reason."""
+
+
+class ParserUnavailable(SemantikError):
+    """No parser can be reached; no document is at fault."""

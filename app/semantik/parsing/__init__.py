@@ -1,0 +1,100 @@
+"""One file per format: bytes in, text and sections out. Runs in the parser process alone, imports nothing
+heavy.
+
+A format is a module with `parse(data: bytes) -> Text`; KINDS below names it. Its library is imported when the
+first document of the kind arrives, so that a parser starts fast.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from pathlib import PurePath
+
+from semantik.exceptions import DocumentError
+from semantik.parsing.text import Text, looks_like_text
+
+#: kind -> module that parses it.
+KINDS = {
+    "pdf": "semantik.parsing.pdf",
+    "html": "semantik.parsing.html",
+    "markdown": "semantik.parsing.markdown",
+    "text": "semantik.parsing.text",
+}
+
+_NAMES = {
+    ".pdf": "pdf",
+    ".html": "html",
+    ".htm": "html",
+    ".xhtml": "html",
+    ".md": "markdown",
+    ".markdown": "markdown",
+}
+
+# What to call the common formats that are not parsed, so that the reason names them.
+_UNSUPPORTED = (
+    (b"PK\x03\x04", "zip archive or office document"),
+    (b"PK\x05\x06", "zip archive"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "old office document"),
+    (b"\x1f\x8b", "gzip"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\x00", "xz"),
+    (b"(\xb5/\xfd", "zstd"),
+    (b"7z\xbc\xaf\x27\x1c", "7z archive"),
+    (b"{\\rtf", "RTF"),
+    (b"\x7fELF", "ELF program"),
+    (b"\x89PNG\r\n", "PNG image"),
+    (b"\xff\xd8\xff", "JPEG image"),
+    (b"GIF8", "GIF image"),
+    (b"%!PS", "PostScript"),
+    (b"SQLite format 3\x00", "SQLite database"),
+)
+
+_HTML_START = re.compile(
+    rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)[\s>]",
+    re.IGNORECASE | re.DOTALL,
+)
+
+# PDF readers accept the magic anywhere in the first kilobyte (ISO 32000-1, annex H.3.4.1, implementation note
+# 13).
+_PDF_MAGIC_WITHIN = 1024
+
+_CLEAN = str.maketrans({"\x00": " "})
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def kind_of(data: bytes, name: str) -> str:
+    """Return the kind of a document: by its content where that is plain, by its name otherwise.
+
+    Raises DocumentError when it is of no kind that can be parsed.
+    """
+    head = data[:4096]
+    if b"%PDF-" in head[:_PDF_MAGIC_WITHIN]:
+        return "pdf"
+    for magic, what in _UNSUPPORTED:
+        if head.startswith(magic):
+            raise DocumentError(f"unsupported type: {what}")
+    # A byte order mark may stand before the first tag; UTF-16 documents are known by their name.
+    if _HTML_START.match(head.removeprefix(b"\xef\xbb\xbf")):
+        return "html"
+    named = _NAMES.get(PurePath(name).suffix.lower())
+    if named == "pdf" and data:
+        raise DocumentError("not a PDF: named .pdf, but the content does not start with %PDF-")
+    if not looks_like_text(data):
+        raise DocumentError("unsupported type: binary data")
+    return named if named not in (None, "pdf") else "text"
+
+
+def parse(data: bytes, name: str) -> tuple[str, Text]:
+    """Return the kind and the text of a document; `name` decides only where the content does not.
+
+    The text holds no NUL and no lone surrogate (PostgreSQL refuses both); they are replaced one for one, so
+    that section offsets stay right. Raises DocumentError with the reason when the document cannot be read.
+    """
+    kind = kind_of(data, name)
+    result: Text = import_module(KINDS[kind]).parse(data)
+    clean = _SURROGATE.sub("\ufffd", result.text.translate(_CLEAN) if "\x00" in result.text else result.text)
+    sections = [
+        (offset, _SURROGATE.sub("\ufffd", label.translate(_CLEAN))) for offset, label in result.sections
+    ]
+    return kind, Text(clean, sections, result.note)
