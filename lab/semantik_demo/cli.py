@@ -45,8 +45,8 @@ def up() -> int:
         written = corpus.copy(folder, lab.documents / COLLECTION)
         print(f"{folder} ({'found' if held else 'made'}), {written} files copied to {lab.uri}/{COLLECTION}")
     with step("Cluster: ansible-playbook -i inventories/lab site.yml"):
-        hosts.make_account(lab)
         hosts.provision()
+        hosts.make_account(lab)
     with step(f"Embedding: semantik submit {lab.uri}/{COLLECTION} --collection {COLLECTION} --watch"):
         job = lab.semantik("submit", f"{lab.uri}/{COLLECTION}", "--collection", COLLECTION)["job"]["id"]
         status = lab.show("watch", job)

@@ -15,8 +15,8 @@ from semantik_demo.errors import DemoError
 ROOT = Path(__file__).resolve().parents[2]
 LAB = ROOT / "lab" / "lab"
 INVENTORY = ROOT / "inventories" / "lab"
-#: An account without privileges, as users of a real cluster have; site.yml adds it to the group `semantik`.
-ACCOUNT = "operator"
+#: An account without privileges, as users of a real cluster have.
+ACCOUNT = "demo"
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ class Lab:
         return done.stdout
 
     def semantik(self, *arguments: str) -> Any:
-        """Run the `semantik` command as the operator, with --json, and return what it printed."""
+        """Run the `semantik` command as the demo's person, with --json, and return what it printed."""
         command = as_operator(*arguments, "--json")
         return json.loads(self.ask("control", command, f"semantik {arguments[0]}"))
 
     def show(self, *arguments: str) -> int:
-        """Run the `semantik` command as the operator before the user's eyes and return its exit status."""
+        """Run the `semantik` command as the demo's person before the user's eyes and return its exit status."""
         terminal = sys.stdout.isatty() and sys.stdin.isatty()
         return subprocess.run(
             self.ssh("control", as_operator(*arguments), terminal=terminal), check=False
@@ -83,7 +83,7 @@ class Lab:
 
 
 def as_operator(*arguments: str) -> str:
-    """Return the shell command that runs `semantik` as the operator with the operator's own groups."""
+    """Return the shell command that runs `semantik` as the demo's person."""
     return f"runuser -u {ACCOUNT} -- {shlex.join(['semantik', *arguments])}"
 
 
@@ -116,6 +116,8 @@ def provision() -> None:
 
 
 def make_account(lab: Lab) -> None:
-    """Give the demo's operator an account on the control host, as a site's own user management would."""
-    command = f"id {ACCOUNT} >/dev/null 2>&1 || useradd --create-home --shell /bin/bash {ACCOUNT}"
+    """Give the demo a person on the control host, in the group that may use the `semantik` command."""
+    command = (
+        f"id {ACCOUNT} >/dev/null 2>&1 || useradd --create-home --shell /bin/bash --groups semantik {ACCOUNT}"
+    )
     lab.ask("control", command, f"making the account {ACCOUNT}")
