@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from semantik_lab.errors import LabError
@@ -16,13 +16,13 @@ BASES = CACHE / "base"
 # Part of every tree's name: raise it when the customisation below changes.
 _RECIPE = 1
 _NETWORKD = "systemd-networkd.service"
-# apt's own timers would look for mirrors without the proxy and leave the host degraded; updates are Ansible's business.
+# apt's own timers would look for mirrors without the proxy and leave the host degraded.
 _MASKED = ("apt-daily.timer", "apt-daily-upgrade.timer")
 _APT_OPTIONS = ("Acquire::Check-Valid-Until", "Acquire::Check-Date")
 
 
 def sources(release: str) -> list[str]:
-    """Return apt lines for a release from the mirrors that this machine uses; none where it has no Debian ones."""
+    """Return apt lines for a release from this machine's own mirrors; none where it has no Debian ones."""
     codename = _os_release().get("VERSION_CODENAME", "")
     listing = run(
         [
@@ -54,7 +54,7 @@ def upstream_proxy() -> str | None:
     return (match[1] if match else None) or os.environ.get("http_proxy") or None
 
 
-def mirror_hosts(trees: list[Path]) -> set[str]:
+def mirror_hosts(trees: Iterable[Path]) -> set[str]:
     """Return the host names in the apt sources of base trees: what a lab's proxy lets through."""
     found: set[str] = set()
     for tree in trees:
@@ -73,14 +73,19 @@ def tree_path(release: str, packages: tuple[str, ...]) -> Path:
 def ensure(release: str, packages: tuple[str, ...]) -> Path:
     """Return the release's base tree, making it if it is not there; labs that want the same one wait."""
     tree = tree_path(release, packages)
-    with lock(BASES / f".{tree.name}.lock", f"base tree {tree.name}"):
+    with lock(lock_path(tree), f"base tree {tree.name}") as descriptor:
         if not tree.exists():
             with step(f"{release}: base tree of {len(packages)} packages"):
-                _make(release, packages, tree)
+                _make(release, packages, tree, descriptor)
     return tree
 
 
-def _make(release: str, packages: tuple[str, ...], tree: Path) -> None:
+def lock_path(tree: Path) -> Path:
+    """Return the file that whoever makes or removes the tree locks."""
+    return BASES / f".{tree.name}.lock"
+
+
+def _make(release: str, packages: tuple[str, ...], tree: Path, lock_descriptor: int) -> None:
     building = tree.with_name(f".{tree.name}.new")
     remove_tree(building)
     proxy = upstream_proxy()
@@ -99,6 +104,8 @@ def _make(release: str, packages: tuple[str, ...], tree: Path) -> None:
         ],
         what=f"making the base tree of {release}",
         env={"http_proxy": proxy} if proxy else None,
+        # Should this process be killed, mmdebstrap goes on and keeps the lock until it has ended.
+        keep=(lock_descriptor,),
     )
     # Every host gets keys and an id of its own; a shared one would make hosts indistinguishable.
     for key in (building / "etc/ssh").glob("ssh_host_*"):
@@ -109,13 +116,11 @@ def _make(release: str, packages: tuple[str, ...], tree: Path) -> None:
             ["systemctl", f"--root={building}", "--quiet", action, *units],
             what=f"{action} units in {building}",
         )
-    shutil.rmtree(building / "var/lib/apt/lists", ignore_errors=False)
-    (building / "var/lib/apt/lists/partial").mkdir(parents=True)
     building.rename(tree)
 
 
 def _apt_options() -> list[str]:
-    """Checks that this machine's apt leaves out, as it must for mirrors frozen in time; hosts see the same mirrors."""
+    """Checks that this machine's apt leaves out, for mirrors frozen in time; hosts use the same mirrors."""
     found = []
     for name in _APT_OPTIONS:
         answer = run(["apt-config", "shell", "value", f"{name}/b"], what="reading apt's configuration")

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ from semantik_lab.shell import remove_tree, say
 
 def main() -> int:
     """Run one command; returns the exit status."""
+    # An ended command undoes what it has begun, whether by Ctrl-C or by SIGTERM.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ["PATH"] = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     arguments = _parser().parse_args()
     action: Callable[[argparse.Namespace], int] = arguments.action
@@ -135,7 +138,8 @@ def _up(arguments: argparse.Namespace) -> int:
             keep_on_failure=arguments.keep_on_failure,
         )
     say(
-        f"lab {arguments.name} is up after {time.monotonic() - began:.1f} s; inventory: {made.record.inventory}"
+        f"lab {arguments.name} is up after {time.monotonic() - began:.1f} s; "
+        f"inventory: {made.record.inventory}"
     )
     if arguments.json:
         print(json.dumps(made.describe(), indent=2))
@@ -184,14 +188,15 @@ def _status(arguments: argparse.Namespace) -> int:
     bridge = "up" if network.bridge_exists(opened.bridge) else "absent"
     squid = "up" if proxy.service(arguments.name).running() else "down"
     print(
-        f"bridge {opened.bridge} {bridge}, proxy {opened.proxy_url} {squid}, inventory {opened.record.inventory}"
+        f"bridge {opened.bridge} {bridge}, proxy {opened.proxy_url} {squid}, "
+        f"inventory {opened.record.inventory}"
     )
     good = True
     for node in opened.nodes():
-        ssh = node.ssh_answers()
-        good = good and ssh and node.state() is State.RUNNING
+        ssh, state_ = node.ssh_answers(), node.state()
+        good = good and ssh and state_ is State.RUNNING
         print(
-            f"{node.host.name:<10} {node.address:<15} {node.state().value:<9} ssh {'answers' if ssh else 'silent'}"
+            f"{node.host.name:<10} {node.address:<15} {state_.value:<9} ssh {'answers' if ssh else 'silent'}"
         )
     return 0 if good else 1
 

@@ -1,4 +1,4 @@
-"""GPU stand-ins of a host: device nodes without a driver behind them, and an nvidia-smi that answers from a file."""
+"""GPU stand-ins of a host: device nodes without a driver, and an nvidia-smi that answers from a file."""
 
 import json
 import uuid

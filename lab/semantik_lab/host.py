@@ -5,7 +5,6 @@ import os
 import secrets
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,19 +72,20 @@ class Node:
         supervisor = self.service.cgroup / "main" / "cgroup.procs"
         if supervisor.exists() and supervisor.read_text(encoding="utf-8").strip():
             return State.RUNNING
-        # The supervisor enters its group within its first milliseconds; until then it is in the service's own.
+        # The supervisor enters its group within milliseconds; until then it is in the service's own.
         if (self.service.cgroup / "cgroup.procs").read_text(encoding="utf-8").strip():
             return State.RUNNING
         return State.ORPHANED
 
-    def create(
-        self, layers: Sequence[Path], public_key: str, names: dict[str, str], lab_subnet_prefix: int
-    ) -> None:
-        """Make the host's tree over `layers` (topmost first); `names` maps all hosts of the lab to addresses."""
+    def create(self, layers: Sequence[Path], public_key: str, names: dict[str, str], prefix: int) -> None:
+        """Make the host's tree over `layers`, topmost first.
+
+        `names` maps all hosts of the lab to addresses, `prefix` is the length of the subnet's.
+        """
         for name in ("upper", "work", "root"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         self._mount(layers)
-        self._fill(public_key, names, lab_subnet_prefix)
+        self._fill(public_key, names, prefix)
         # Written last: a tree without it is half made and is thrown away.
         write(self.directory / "layers.json", json.dumps([str(layer) for layer in layers]) + "\n")
 
@@ -105,8 +105,8 @@ class Node:
             ["/usr/bin/env", f"PYTHONPATH={supervisor.parent.parent}", *command], self.host.memory
         )
 
-    def wait_up(self) -> None:
-        """Wait until SSH answers and every unit of the boot has started."""
+    def wait_up(self) -> str:
+        """Wait until SSH answers and the boot is over; returns the state and the failed units."""
 
         def answers() -> bool:
             if not self.service.running():
@@ -114,23 +114,15 @@ class Node:
             return self.ssh_answers()
 
         if not wait_until(answers, _BOOT):
-            raise LabError(
-                f"host {self.host.name} did not answer on {self.address}:22 within {_BOOT} s; {self._console()}"
-            )
-        command = keys.ssh_command(self.paths, self.address)
-        asked = subprocess.run(
-            [*command, "systemctl is-system-running --wait || systemctl --failed --no-legend --plain"],
-            capture_output=True,
-            text=True,
-            check=False,
-            stdin=subprocess.DEVNULL,
+            where = f"{self.address}:22 within {_BOOT} s"
+            raise LabError(f"host {self.host.name} did not answer on {where}; {self._console()}")
+        script = (
+            "state=$(systemctl is-system-running --wait); echo $state; "
+            "test $state = running || systemctl list-units --failed --no-legend --plain"
         )
-        if asked.stdout.strip() != "running":
-            said = " | ".join((asked.stdout + asked.stderr).split("\n")).strip(" |")
-            raise LabError(
-                f"host {self.host.name} booted, but not everything started: {said}; "
-                f"`lab/lab logs --name {self.paths.lab} {self.host.name}` shows its journal"
-            )
+        command = [*keys.ssh_command(self.paths, self.address), script]
+        said = run(command, what=f"waiting for {self.host.name}'s boot", seconds=_BOOT).splitlines()
+        return " ".join([said[0], *(line.split(" ")[0] for line in said[1:])])
 
     def ssh_answers(self) -> bool:
         """Whether an SSH server greets on the host's address."""
@@ -142,12 +134,19 @@ class Node:
 
     def stop(self) -> None:
         """Shut the host down as its power button would; after 90 s the power is cut."""
-        if self.state() is State.RUNNING and self.service.signal(signal.SIGTERM):
-            wait_until(lambda: not self.service.running(), _STOP)
+        keys.close_connection(self.paths, self.address)
+        state = self.state()
+        if state is State.RUNNING:
+            self.service.signal(signal.SIGTERM)
+        elif state is State.ORPHANED:
+            command = ["nsenter", "--target", str(self.leader()), "--all", "systemctl", "poweroff"]
+            run(command, what=f"shutting {self.host.name} down", seconds=_STOP)
+        wait_until(lambda: not self.service.running(), _STOP)
         self.power_off()
 
     def power_off(self) -> None:
         """Cut the host's power: every process ends at once; what it had written to files stays."""
+        keys.close_connection(self.paths, self.address)
         self.service.kill()
         self._unmount()
 
@@ -234,7 +233,7 @@ class Node:
             "--link-journal=no",
             "--resolv-conf=off",
             "--timezone=off",
-            # systemd in the host enforces DeviceAllow= and IPAddressAllow= with BPF programs; without this it skips them.
+            # The host's systemd enforces DeviceAllow= and IPAddressAllow= by BPF programs, or not at all.
             "--system-call-filter=bpf",
             # The signal that makes systemd power off in good order.
             "--kill-signal=SIGRTMIN+3",

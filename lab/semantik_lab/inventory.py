@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from semantik_lab.host import DOCUMENTS, Node
-from semantik_lab.keys import ssh_options
+from semantik_lab.keys import control_path, ssh_options
 from semantik_lab.shell import give_to_caller, write
 from semantik_lab.state import Paths
 
@@ -16,7 +16,7 @@ _HEADER = "# Written by lab/lab up; changes are lost. Settings belong into group
 def render(paths: Paths, nodes: Sequence[Node], proxy: str) -> str:
     """Return the inventory: YAML that is also JSON below its comment, so nothing needs quoting rules."""
     # Connections are shared by sockets in a directory of the lab, which ends them when hosts go away.
-    options = [*ssh_options(paths), f"ControlPath={paths.control}/%C"]
+    options = [*ssh_options(paths), control_path(paths)]
     groups: dict[str, Any] = {}
     for node in nodes:
         for group in node.host.groups:

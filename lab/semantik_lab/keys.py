@@ -1,5 +1,6 @@
 """SSH keys of a lab, and the options that every connection to its hosts uses."""
 
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -65,8 +66,13 @@ def ssh_config(paths: Paths, hosts: Mapping[str, str]) -> str:
     return "\n".join(blocks)
 
 
-def close_connections(paths: Paths) -> None:
-    """End shared connections to hosts that go away; whoever used one would wait on it for ever."""
-    for socket in paths.control.glob("*"):
-        if socket.is_socket():
-            socket.unlink()
+def control_path(paths: Paths) -> str:
+    """Return the option that puts shared connections where `close_connection` finds them."""
+    return f"ControlPath={paths.control}/%C"
+
+
+def close_connection(paths: Paths, address: str) -> None:
+    """End a shared connection to a host that goes away; whoever used it next would wait on it for ever."""
+    command = ["ssh", "-F", "none", "-o", control_path(paths), "-O", "exit", f"root@{address}"]
+    # Its status says only whether there was a connection.
+    subprocess.run(command, capture_output=True, check=False, stdin=subprocess.DEVNULL)

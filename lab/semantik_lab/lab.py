@@ -12,6 +12,7 @@ from typing import Any
 from semantik_lab import base, doctor, inventory, keys, network, proxy, snapshots, state
 from semantik_lab.errors import LabError
 from semantik_lab.host import Node, State
+from semantik_lab.service import Service
 from semantik_lab.shell import remove_tree, run, say, step
 from semantik_lab.topology import DEFAULT_TOPOLOGY, Topology, check_name, load, parse_subnet
 
@@ -48,7 +49,8 @@ class Lab:
         unknown = sorted(set(names) - set(self.record.hosts))
         if unknown:
             raise LabError(
-                f"lab {self.paths.lab} has no host {', '.join(unknown)}; it has {', '.join(self.record.hosts)}"
+                f"lab {self.paths.lab} has no host {', '.join(unknown)}; "
+                f"it has {', '.join(self.record.hosts)}"
             )
         wanted = names or self.record.hosts
         return [
@@ -74,41 +76,41 @@ def up(
     snapshot: str | None = None,
     keep_on_failure: bool = False,
 ) -> Lab:
-    """Bring a lab up, or what is missing of it; on failure everything that this call made is removed again."""
+    """Bring a lab up, or what is missing of it; on failure what this call made is removed again."""
     doctor.require_good(doctor.examine())
     lab, fresh = _plan(name, subnet, topology, hosts, inventory_path)
+    nodes = lab.nodes()
     with ExitStack() as undo:
         if fresh:
             undo.callback(_remove_state, lab)
-        lab.record.save(lab.paths)
-        _prepare_directories(lab)
-        trees = {release: base.ensure(release, lab.topology.packages) for release in _releases(lab)}
-        _network_and_proxy(lab, list(trees.values()), undo)
-        nodes = lab.nodes()
-        _create(lab, nodes, trees, snapshot, undo)
-        keys.pin(lab.paths, {node.host.name: (node.address, node.host_key()) for node in nodes})
-        _boot(lab, nodes, undo)
-        _check_reach(lab, nodes)
-        inventory.save(lab.record.inventory, inventory.render(lab.paths, nodes, lab.proxy_url))
-        if keep_on_failure:
-            undo.pop_all()
+        try:
+            lab.record.save(lab.paths)
+            _prepare_directories(lab)
+            made = _create(lab, nodes, snapshot, undo)
+            _network_and_proxy(lab, undo)
+            keys.pin(lab.paths, {node.host.name: (node.address, node.host_key()) for node in nodes})
+            _boot(lab, nodes, undo, strict=[] if snapshot else made)
+            _check_reach(lab, nodes)
+            inventory.save(lab.record.inventory, inventory.render(lab.paths, nodes, lab.proxy_url))
+        except BaseException:
+            if keep_on_failure:
+                undo.pop_all()
+            raise
         undo.pop_all()
     return lab
 
 
 def start(lab: Lab, names: Collection[str]) -> None:
-    """Boot hosts that are off; bridge and proxy come back as well, after a reboot of the machine for example."""
+    """Boot hosts that are off; bridge and proxy come back too, after a reboot of the machine for example."""
     with ExitStack() as undo:
         _prepare_directories(lab)
-        trees = [base.ensure(release, lab.topology.packages) for release in _releases(lab)]
-        _network_and_proxy(lab, trees, undo)
-        _boot(lab, lab.nodes(names), undo)
+        _network_and_proxy(lab, undo)
+        _boot(lab, lab.nodes(names), undo, strict=[])
         undo.pop_all()
 
 
 def stop(lab: Lab, names: Collection[str]) -> None:
     """Shut hosts down and keep them; with no host left running, proxy and bridge go too."""
-    keys.close_connections(lab.paths)
     _each(lab.nodes(names), "shut down", Node.stop)
     if all(node.state() is not State.RUNNING for node in lab.nodes()):
         proxy.stop(lab.paths.lab)
@@ -125,7 +127,6 @@ def destroy(name: str, purge: bool) -> None:
     paths = state.Paths(check_name(name))
     if not paths.root.exists():
         raise LabError(f"there is no lab {name}; `lab/lab list` shows the labs")
-    keys.close_connections(paths)
     try:
         record = state.load(name)
     except LabError as error:
@@ -150,7 +151,6 @@ def snapshot(lab: Lab, name: str) -> None:
     nodes = lab.nodes()
     snapshots.check_free(name)
     running = [node.host.name for node in nodes if node.state() is not State.STOPPED]
-    keys.close_connections(lab.paths)
     _each([node for node in nodes if node.host.name in running], "shut down", Node.stop)
     with step(f"snapshot {name}"):
         snapshots.take(name, nodes)
@@ -178,11 +178,13 @@ def _plan(
         network_, default = old.subnet, old.inventory
         if subnet is not None and parse_subnet(subnet) != old.subnet:
             raise LabError(
-                f"lab {name} has subnet {old.subnet}; `lab/lab destroy --name {name}` before giving it another"
+                f"lab {name} has subnet {old.subnet}; "
+                f"`lab/lab destroy --name {name}` before giving it another"
             )
         if topology is not None and path != old.topology:
             raise LabError(
-                f"lab {name} is made from {old.topology}; `lab/lab destroy --name {name}` before changing that"
+                f"lab {name} is made from {old.topology}; "
+                f"`lab/lab destroy --name {name}` before changing that"
             )
         chosen |= set(old.hosts) if hosts else set()
     names = tuple(host.name for host in wanted.hosts if host.name in chosen)
@@ -209,15 +211,36 @@ def _prepare_directories(lab: Lab) -> None:
     keys.make_identity(lab.paths)
 
 
-def _releases(lab: Lab) -> list[str]:
-    return sorted({node.host.release for node in lab.nodes()})
+def _create(lab: Lab, nodes: list[Node], snapshot_name: str | None, undo: ExitStack) -> list[Node]:
+    """Make the trees of hosts that have none; returns those hosts."""
+    absent = [node for node in nodes if node.state() is State.ABSENT]
+    if snapshot_name and absent != nodes:
+        raise LabError(
+            f"lab {lab.paths.lab} has hosts already, and a snapshot is for a new lab: "
+            f"`lab/lab destroy --name {lab.paths.lab}` first"
+        )
+    if snapshot_name:
+        below = {node.host.name: snapshots.layers(snapshot_name, node.host.name) for node in absent}
+    else:
+        releases = sorted({node.host.release for node in absent})
+        trees = {release: base.ensure(release, lab.topology.packages) for release in releases}
+        below = {node.host.name: [trees[node.host.release]] for node in absent}
+    public = keys.make_identity(lab.paths)
+    names = {host.name: str(network.host_address(lab.record.subnet, host)) for host in lab.topology.hosts}
+    for node in absent:
+        # What a killed run left half made goes first.
+        node.destroy()
+        undo.callback(node.destroy)
+        node.create(below[node.host.name], public, names, lab.record.subnet.prefixlen)
+    return absent
 
 
-def _network_and_proxy(lab: Lab, trees: list[Path], undo: ExitStack) -> None:
+def _network_and_proxy(lab: Lab, undo: ExitStack) -> None:
     name, subnet = lab.paths.lab, lab.record.subnet
     if not network.bridge_exists(lab.bridge):
         undo.callback(network.remove_bridge, lab.bridge, name)
     network.make_bridge(lab.bridge, name, subnet)
+    trees = {node.layers()[-1] for node in lab.nodes()}
     mirrors = base.mirror_hosts(trees) | set(lab.topology.proxy_extra_hosts)
     if not proxy.service(name).running():
         undo.callback(proxy.stop, name)
@@ -225,71 +248,43 @@ def _network_and_proxy(lab: Lab, trees: list[Path], undo: ExitStack) -> None:
         proxy.ensure(name, subnet, lab.topology.proxy_port, mirrors, base.upstream_proxy())
 
 
-def _create(
-    lab: Lab, nodes: list[Node], trees: dict[str, Path], snapshot_name: str | None, undo: ExitStack
-) -> None:
-    public = keys.make_identity(lab.paths)
-    names = {host.name: str(network.host_address(lab.record.subnet, host)) for host in lab.topology.hosts}
-    for node in nodes:
-        if node.state() is not State.ABSENT:
-            if snapshot_name:
-                raise LabError(
-                    f"host {node.host.name} exists; a snapshot is for a new lab: "
-                    f"`lab/lab destroy --name {lab.paths.lab}` first"
-                )
-            continue
-        # What a killed run left half made goes first.
-        node.destroy()
-        undo.callback(node.destroy)
-        layers = [trees[node.host.release]]
-        if snapshot_name:
-            layers = snapshots.layers(snapshot_name, node.host.name)
-        node.create(layers, public, names, lab.record.subnet.prefixlen)
-
-
-def _boot(lab: Lab, nodes: list[Node], undo: ExitStack) -> None:
+def _boot(lab: Lab, nodes: list[Node], undo: ExitStack, *, strict: Collection[Node]) -> None:
+    """Boot what is off. A host that Ansible has filled may be degraded, a fresh one (`strict`) may not."""
     waiting = []
     for node in nodes:
-        if node.state() is State.RUNNING and node.ssh_answers():
+        state_ = node.state()
+        if state_ is State.RUNNING and node.ssh_answers():
             continue
-        if node.state() is State.RUNNING:
-            # It may be on its way up, or hang; the wait below tells which.
-            waiting.append(node)
-            continue
-        if node.state() is State.ORPHANED:
-            say(f"  {node.host.name}: its supervisor was killed; booting it again")
-            _shut_orphan(node)
-        undo.callback(node.power_off)
-        node.start()
+        if state_ is State.ORPHANED:
+            say(f"  {node.host.name}: its supervisor was killed; shutting it down and booting it again")
+            node.stop()
+        # One that runs and is silent may be on its way up, or hang: the wait below tells which.
+        if state_ is not State.RUNNING:
+            keys.close_connection(lab.paths, node.address)
+            undo.callback(node.power_off)
+            node.start()
         waiting.append(node)
-    keys.close_connections(lab.paths)
-    _each(waiting, "up", Node.wait_up)
 
+    def wait(node: Node) -> None:
+        outcome = node.wait_up()
+        if outcome != "running":
+            hint = f"`lab/lab logs --name {lab.paths.lab} {node.host.name}` shows its journal"
+            if node in strict:
+                raise LabError(f"fresh host {node.host.name} came up {outcome}; {hint}")
+            say(f"  {node.host.name}: {outcome}; {hint}")
 
-def _shut_orphan(node: Node) -> None:
-    """Shut a host down that no supervisor watches, in good order where it still answers."""
-    if node.ssh_answers():
-        command = ["nsenter", "--target", str(node.leader()), "--all", "systemctl", "poweroff"]
-        run(command, what=f"shutting {node.host.name} down")
-        from semantik_lab.shell import wait_until
-
-        wait_until(lambda: not node.service.running(), 60)
-    node.power_off()
+    _each(waiting, "up", wait)
 
 
 def _check_reach(lab: Lab, nodes: list[Node]) -> None:
-    """Ask each host to greet each other one: a machine's firewall may filter what crosses a bridge."""
+    """Ask each host to reach each other one: a machine's firewall may filter what crosses a bridge."""
     for node in nodes:
         others = [other.address for other in nodes if other is not node]
-        if not others:
-            return
-        script = (
-            "".join(f"timeout 5 bash -c 'exec 3<>/dev/tcp/{address}/22' && " for address in others) + "true"
-        )
+        script = "".join(f"timeout 5 bash -c 'exec 3<>/dev/tcp/{address}/22' && " for address in others)
         run(
-            [*keys.ssh_command(lab.paths, node.address), script],
-            what=f"{node.host.name} cannot reach the other hosts over {lab.bridge}: this machine filters bridged traffic "
-            "(br_netfilter with a FORWARD policy of drop, as Docker sets it); see docs/lab.md",
+            [*keys.ssh_command(lab.paths, node.address), f"{script}true"],
+            what=f"{node.host.name} cannot reach the other hosts over {lab.bridge}: this machine filters "
+            "bridged traffic (br_netfilter and a FORWARD policy of drop, as Docker sets it); see docs/lab.md",
         )
 
 
@@ -312,8 +307,6 @@ def _remove_state(lab: Lab) -> None:
 
 def _remove_host_directory(paths: state.Paths, directory: Path) -> None:
     """End and remove a host known by its directory alone."""
-    from semantik_lab.service import Service
-
     Service(f"{paths.lab}-{directory.name}", directory / "console.log").kill()
     if os.path.ismount(directory / "root"):
         run(["umount", str(directory / "root")], what=f"unmounting {directory / 'root'}")

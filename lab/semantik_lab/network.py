@@ -16,7 +16,7 @@ _NAME_LIMIT = 15
 
 
 def bridge_name(lab: str) -> str:
-    """Return the bridge's name; a lab name that does not fit is shortened with a hash, so that no two meet."""
+    """Return the bridge's name; a lab name that does not fit is cut and gets a hash, so that no two meet."""
     name = f"smk-{lab}"
     if len(name) <= _NAME_LIMIT:
         return name
@@ -96,11 +96,12 @@ def remove_bridge(name: str, lab: str) -> None:
 
 def _check_ours(name: str, lab: str) -> None:
     alias = Path("/sys/class/net", name, "ifalias").read_text(encoding="utf-8").strip()
-    # A run killed between making and marking leaves a bare bridge without an address, which is ours by its name.
+    # A run killed between making and marking leaves a bridge without an address: ours by its name.
     bare = Path("/sys/class/net", name, "bridge").exists() and name not in machine_networks()
     if alias != _alias(lab) and not (alias == "" and bare):
         raise LabError(
-            f"interface {name} exists and is not lab {lab}'s; delete it (ip link delete {name}) or choose --name"
+            f"interface {name} exists and is not lab {lab}'s; "
+            f"delete it (ip link delete {name}) or choose --name"
         )
 
 

@@ -1,4 +1,4 @@
-"""The apt proxy of a lab: squid on the bridge's address, for the lab's hosts and their Debian mirrors only."""
+"""The apt proxy of a lab: squid on the bridge, for the lab's hosts and their Debian mirrors only."""
 
 import pwd
 import shutil
@@ -67,7 +67,8 @@ def configuration(
     parent = ""
     if upstream:
         parts = urlsplit(upstream)
-        parent = f"cache_peer {parts.hostname} parent {parts.port or 3128} 0 no-query default\nnever_direct allow all"
+        parent = f"cache_peer {parts.hostname} parent {parts.port or 3128} 0 no-query default\n"
+        parent += "never_direct allow all"
     return _CONFIGURATION.format(
         address=bridge_address(subnet),
         port=port,

@@ -1,7 +1,7 @@
 """Detached processes, each in a control group of its own, with or without systemd as PID 1.
 
-The control group is what makes stopping safe: `cgroup.kill` ends exactly the processes that belong to a host, whoever
-started them and whatever became of their parents, and never one that merely got a remembered process id.
+The control group is what makes stopping safe: `cgroup.kill` ends exactly the processes that belong to a host,
+whoever started them and whatever became of their parents, never one that merely got a remembered process id.
 """
 
 import os
@@ -94,14 +94,15 @@ class Service:
         """End every process of the service at once, as a power cut would, and remove its control group."""
         if self.cgroup.exists():
             kill_cgroup(self.cgroup)
-        if systemd_is_manager():
-            run(
-                ["systemctl", "stop", self.unit], what=f"stopping {self.unit}"
-            ) if self._unit_loaded() else None
         self.remove()
 
     def remove(self) -> None:
         """Remove the control groups of a service that has ended."""
+        if systemd_is_manager():
+            # systemd removes what it made once it has noticed the end; only then is the name free again.
+            if not wait_until(lambda: not self._unit_loaded(), 15):
+                raise LabError(f"{self.unit} does not go away; `systemctl status {self.unit}` says why")
+            return
         remove_cgroup(self.cgroup)
         remove_cgroup(_OLD_MEMORY / _SLICE / self.unit)
 
@@ -135,7 +136,7 @@ class Service:
         # The shell enters the groups and becomes the command, so no process ever runs outside of them.
         enter = "".join(f"echo $$ > '{home}/cgroup.procs' && " for home in homes)
         with self.log.open("ab") as log:
-            subprocess.Popen(
+            process = subprocess.Popen(
                 ["/bin/sh", "-c", f'{enter}exec "$@"', "lab", *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -143,6 +144,8 @@ class Service:
                 start_new_session=True,
                 cwd="/",
             )
+        # From here on the control group alone tells whether the service runs.
+        wait_until(lambda: self.running() or process.poll() is not None, 10, 0.01)
 
 
 def enable_controllers(directory: Path) -> None:
@@ -153,13 +156,17 @@ def enable_controllers(directory: Path) -> None:
         try:
             (directory / "cgroup.subtree_control").write_text(f"+{controller}", encoding="utf-8")
         except OSError:
-            # Busy or threaded-only: the host then runs without this controller, as it does on old hierarchies.
+            # Busy with processes: the host then runs without this controller, as it does on old hierarchies.
             continue
 
 
 def kill_cgroup(directory: Path) -> None:
     """End every process in a control group and wait until they are gone."""
-    (directory / "cgroup.kill").write_text("1", encoding="utf-8")
+    try:
+        (directory / "cgroup.kill").write_text("1", encoding="utf-8")
+    except FileNotFoundError:
+        # The last process ended by itself and systemd has removed the group already.
+        return
 
     def empty() -> bool:
         try:

@@ -13,21 +13,32 @@ from semantik_lab.errors import LabError
 
 
 def run(
-    command: Sequence[str], *, what: str, env: Mapping[str, str] | None = None, stdin: str | None = None
+    command: Sequence[str],
+    *,
+    what: str,
+    env: Mapping[str, str] | None = None,
+    keep: tuple[int, ...] = (),
+    seconds: float | None = None,
 ) -> str:
-    """Return the command's standard output; `what` names the attempt in the LabError of a failure."""
+    """Return the command's standard output; `what` names the attempt in the LabError of a failure.
+
+    `keep` are file descriptors that the command inherits, `seconds` is the longest it may take.
+    """
     try:
         done = subprocess.run(
             command,
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=False,
             env={**os.environ, **(env or {})},
+            pass_fds=keep,
+            timeout=seconds,
         )
     except FileNotFoundError:
         raise LabError(f"{what}: {command[0]} is not installed; `lab/lab doctor` names its package") from None
+    except subprocess.TimeoutExpired:
+        raise LabError(f"{what}: {command[0]} did not end within {seconds:.0f} s") from None
     if done.returncode != 0:
         said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         raise LabError(f"{what}: {command[0]} failed with status {done.returncode}: {' | '.join(said[-4:])}")

@@ -27,7 +27,7 @@ def check_free(name: str) -> None:
 
 
 def take(name: str, nodes: Sequence[Node]) -> None:
-    """Freeze the trees of stopped hosts: each one's changes become a layer, and it goes on over that, copying nothing."""
+    """Freeze the trees of stopped hosts: what a host changed becomes a layer below it; nothing is copied."""
     frozen = {}
     for node in nodes:
         layer = SNAPSHOTS / name / node.host.name

@@ -124,8 +124,8 @@ def locked(lab: str) -> Iterator[None]:
 
 
 @contextmanager
-def lock(path: Path, what: str) -> Iterator[None]:
-    """Hold a file lock; the kernel releases it when the process ends, however it ends."""
+def lock(path: Path, what: str) -> Iterator[int]:
+    """Hold a file lock and yield its descriptor; the kernel releases it when the last holder of that ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
         try:
@@ -137,4 +137,4 @@ def lock(path: Path, what: str) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield
+        yield file.fileno()

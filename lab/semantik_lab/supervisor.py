@@ -1,7 +1,7 @@
 """The process beside each host: boots it, boots it again when it reboots, and ends with it.
 
-It sits in the group `main` of the host's control group and the host in the group `machine`: with the unified hierarchy
-a group that passes controllers on may hold no process itself.
+It sits in the group `main` of the host's control group and the host in the group `machine`: with the unified
+hierarchy a group that passes controllers on may hold no process itself.
 """
 
 import os

@@ -116,7 +116,8 @@ def check_name(name: str) -> str:
     """Accept what fits into a host name, a unit name and a file name."""
     if not re.fullmatch(r"[a-z][a-z0-9-]{0,29}", name) or name.endswith("-"):
         raise LabError(
-            f"name {name!r} does not fit: lower-case letters, digits and inner dashes, 30 at most, a letter first"
+            f"name {name!r} does not fit: lower-case letters, digits and inner dashes, "
+            "30 at most, a letter first"
         )
     return name
 
