@@ -150,17 +150,17 @@ def redis_part(settings: Settings) -> Part:
     """PING and memory. Redis must refuse writes rather than forget a message when it is full."""
     import redis
 
-    kwargs: dict[str, Any] = {"socket_timeout": PROBE_SECONDS, "socket_connect_timeout": PROBE_SECONDS}
-    if settings.broker_url.startswith("rediss://") and settings.redis_ca:
-        kwargs["ssl_ca_certs"] = settings.redis_ca
+    from semantik.broker import client
+
+    tls = {"ssl_ca_certs": settings.redis_ca} if settings.redis_ca else {}
     try:
-        with redis.Redis.from_url(settings.broker_url, **kwargs) as client:
-            client.ping()
+        with client(settings.broker_url, tls, PROBE_SECONDS) as server:
+            server.ping()
             started = time.perf_counter()
-            client.ping()
+            server.ping()
             milliseconds = (time.perf_counter() - started) * 1000
-            memory: dict[str, Any] = client.info("memory")  # type: ignore[assignment]
-            version = client.info("server").get("redis_version", "?")  # type: ignore[union-attr]
+            memory: dict[str, Any] = server.info("memory")
+            version = server.info("server").get("redis_version", "?")
     except redis.exceptions.NoPermissionError as error:
         return Part("redis", False, f"answers, but refuses INFO to this user ({error}): run site.yml again")
     except redis.exceptions.RedisError as error:
@@ -236,8 +236,10 @@ def recorded(settings: Settings) -> Recorded:
 
 def ping(nodes: Sequence[str]) -> frozenset[str]:
     """Return the Celery nodes that answer a ping; with no `nodes` named, all that answer in time."""
+    from semantik.broker import reach
     from semantik.celery_app import app
 
+    reach(app)
     replies = app.control.broadcast(
         "ping",
         reply=True,
@@ -388,7 +390,7 @@ def nginx_part(settings: Settings) -> Part:
     connection = HTTPSConnection(host, int(port or 443), timeout=PROBE_SECONDS, context=context)
     try:
         connection.connect()
-        certificate: Mapping[str, Any] = connection.sock.getpeercert() or {}  # type: ignore[attr-defined]
+        certificate: Mapping[str, Any] = connection.sock.getpeercert() or {}
         connection.request("GET", "/")
         status = connection.getresponse().status
     except (OSError, HTTPException) as error:

@@ -28,12 +28,6 @@ class SlotAnswer:
     gpu_name: str = ""
 
 
-def queue(slot: str) -> str:
-    """Return the queue that only this slot's worker consumes."""
-    host, _, number = slot.partition(":")
-    return f"slot.{host}.{number}"
-
-
 def known_slots(settings: Settings, expected: Sequence[str]) -> list[str]:
     """Return the slots to ask: the inventory's, or without those the ones that have registered."""
     if expected:
@@ -54,13 +48,17 @@ def ask(slots: Sequence[str], seconds: float) -> Iterator[SlotAnswer]:
     from kombu.exceptions import OperationalError
     from redis.exceptions import RedisError
 
-    from semantik.celery_app import app
+    from semantik.broker import reach
+    from semantik.celery_app import app, slot_queue
 
     started = time.monotonic()
     uuids: dict[str, str] = {}
     try:
+        reach(app)
         waiting = {
-            slot: app.send_task("semantik.tasks.test_task", queue=queue(slot), expires=seconds, retry=False)
+            slot: app.send_task(
+                "semantik.tasks.test_task", queue=slot_queue(slot), expires=seconds, retry=False
+            )
             for slot in slots
         }
         while waiting and time.monotonic() - started < seconds:
@@ -78,10 +76,9 @@ def ask(slots: Sequence[str], seconds: float) -> Iterator[SlotAnswer]:
                 result.forget()
                 yield answer
             time.sleep(POLL_SECONDS)
-    except (OperationalError, RedisError) as error:
-        raise BrokerUnavailable(
-            f"Redis cannot be reached ({error}): no slot can be asked; see 'semantik check'"
-        ) from error
+    except (BrokerUnavailable, OperationalError, RedisError) as error:
+        reason = " ".join(str(error).split())
+        raise BrokerUnavailable(f"no slot can be asked: {reason}; see 'semantik check'") from error
     for slot in waiting:
         host, _, number = slot.partition(":")
         yield SlotAnswer(

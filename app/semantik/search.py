@@ -59,19 +59,19 @@ def embedding(question: str, seconds: float = QUERY_SECONDS) -> Iterator[Callabl
     from kombu.exceptions import OperationalError
     from redis.exceptions import RedisError
 
+    from semantik.broker import reach
     from semantik.celery_app import app
 
     def unreachable(error: Exception) -> BrokerUnavailable:
         reason = " ".join(str(error).split())
-        return BrokerUnavailable(
-            f"Redis cannot be reached, so no one can embed the question ({reason}); see 'semantik check'"
-        )
+        return BrokerUnavailable(f"the question cannot be embedded: {reason}; see 'semantik check'")
 
     try:
+        reach(app)
         result = app.send_task(
             "semantik.tasks.embed_query_task", args=[question], queue="query", expires=seconds, retry=False
         )
-    except (OperationalError, RedisError) as error:
+    except (BrokerUnavailable, OperationalError, RedisError) as error:
         raise unreachable(error) from error
 
     def vector() -> list[float]:

@@ -192,9 +192,12 @@ def test_a_flower_that_is_down_is_bad() -> None:
 def certificate(directory: Path, days: int) -> Path:
     """A self-signed certificate for localhost, key and certificate in one file."""
     path = directory / f"{days}.pem"
+    request = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=localhost "
+        f"-addext subjectAltName=DNS:localhost,IP:127.0.0.1 -days {days} -keyout {path} -out {path}.crt"
+    )
     subprocess.run(
-        f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=localhost "
-        f"-days {days} -addext subjectAltName=DNS:localhost,IP:127.0.0.1 -keyout {path} -out {path}.crt".split(),
+        request.split(),
         check=True,
         capture_output=True,
     )

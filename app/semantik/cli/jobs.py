@@ -33,18 +33,13 @@ class Source(click.ParamType[str]):
     name = "URI"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return `value` without a trailing slash, a path without `.` and `..`."""
-        if "://" in value:
-            scheme = urlsplit(value).scheme
-            if not urlsplit(value).netloc and scheme != "file":
-                self.fail(f"{value!r} names no bucket or host after {scheme}://", param, ctx)
-            return value if scheme != "file" else os.path.normpath(urlsplit(value).path)
-        if not value.startswith("/"):
+        """Return `value`; a relative path is wrong usage, and the message has the absolute one."""
+        if "://" not in value and not value.startswith("/"):
             here = os.path.normpath(Path.cwd() / value)
             self.fail(
-                f"{value!r} is relative: give the path that every worker host has, such as {here}", param, ctx
+                f"{value!r} is relative: give the path that every worker has, such as {here}", param, ctx
             )
-        return os.path.normpath(value)
+        return value
 
 
 def look(uri: str) -> None:
@@ -53,17 +48,20 @@ def look(uri: str) -> None:
     Only paths are looked at: the keys to object stores are the services' alone. What workers do not see is
     for the planner to find out, and shown by `semantik watch`.
     """
-    if "://" in uri:
+    from semantik.sources import is_local, normalize
+
+    root = normalize(uri)
+    if not is_local(root):
         from fsspec.registry import known_implementations, registry
 
-        scheme = urlsplit(uri).scheme
+        scheme = urlsplit(root).scheme
         if scheme not in known_implementations and scheme not in registry:
             raise NotFound(
                 f"{uri}: nothing here reads {scheme}:// URLs; use an absolute path or, say, s3://bucket/folder"
             )
         return
     try:
-        Path(uri).stat()
+        Path(root).stat()
     except FileNotFoundError:
         raise NotFound(
             f"{uri} does not exist on this host: give a folder or file that this host and all workers have "
