@@ -64,14 +64,14 @@ class Lab:
 
     def semantik(self, *arguments: str) -> Any:
         """Run the `semantik` command as the demo's person, with --json, and return what it printed."""
-        command = as_operator(*arguments, "--json")
+        command = as_person(*arguments, "--json")
         return json.loads(self.ask("control", command, f"semantik {arguments[0]}"))
 
     def show(self, *arguments: str) -> int:
-        """Run the `semantik` command as the demo's person before the user's eyes and return its exit status."""
+        """Run the `semantik` command before the user's eyes and return its exit status."""
         terminal = sys.stdout.isatty() and sys.stdin.isatty()
         return subprocess.run(
-            self.ssh("control", as_operator(*arguments), terminal=terminal), check=False
+            self.ssh("control", as_person(*arguments), terminal=terminal), check=False
         ).returncode
 
     def query(self, statement: str) -> Any:
@@ -82,7 +82,7 @@ class Lab:
         return json.loads(output) if output.strip() else None
 
 
-def as_operator(*arguments: str) -> str:
+def as_person(*arguments: str) -> str:
     """Return the shell command that runs `semantik` as the demo's person."""
     return f"runuser -u {ACCOUNT} -- {shlex.join(['semantik', *arguments])}"
 
