@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import kombu
 from celery import Celery
 
 from semantik.settings import Settings, load
@@ -109,11 +108,6 @@ def make_app(settings: Settings) -> Celery:
     application = Celery("semantik", set_as_current=True)
     application.conf.update(configuration(settings))
     return application
-
-
-def declare(broker: kombu.Connection, queue: str) -> int:
-    """Return how many messages wait in `queue`."""
-    return int(broker.default_channel.client.llen(queue))
 
 
 settings = load()

@@ -22,6 +22,19 @@ WAKE = "semantik"
 #: The id of a cancelled job is the payload on this channel: workers stop within a batch.
 CANCELLED = "semantik_cancelled"
 
+#: The server's side watches too: a host without power must not hold its locks until the kernel's two hours end.
+_SESSION = " ".join(
+    f"-c {setting}"
+    for setting in (
+        "search_path=semantik,public",
+        "timezone=UTC",
+        "tcp_keepalives_idle=10",
+        "tcp_keepalives_interval=5",
+        "tcp_keepalives_count=3",
+        "tcp_user_timeout=25000",
+    )
+)
+
 Connection = psycopg.Connection[tuple[Any, ...]]
 T = TypeVar("T")
 
@@ -60,7 +73,7 @@ def connect(
             keepalives_interval=5,
             keepalives_count=3,
             tcp_user_timeout=25_000,
-            options="-c search_path=semantik,public -c timezone=UTC",
+            options=_SESSION,
         )
     except psycopg.OperationalError as error:
         reason = " ".join(str(error).split())

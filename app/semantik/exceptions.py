@@ -35,3 +35,7 @@ class DocumentError(SemantikError):
 
 class ParserUnavailable(SemantikError):
     """No parser can be reached; no document is at fault."""
+
+
+class JobFailed(SemantikError):
+    """The job ended without embedding its documents; what `AsyncResult(job_id).get()` raises."""

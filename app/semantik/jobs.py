@@ -14,6 +14,7 @@ import redis.exceptions
 from psycopg.rows import class_row
 
 from semantik import collections, sources
+from semantik.broker import reach
 from semantik.database import CANCELLED, WAKE, Connection, query
 from semantik.exceptions import BrokerUnavailable, NotFound, Refused
 from semantik.progress import Progress, progress
@@ -109,21 +110,27 @@ def submit(
         return get(connection, str(row[0]))
 
 
+def broker_connection(app: Any) -> Any:
+    """Return a broker connection that gives up after one attempt, where pooled ones would try for ever."""
+    return app.connection_for_write(
+        transport_options={"max_retries": 1, "interval_start": 0, "interval_max": 0}
+    )
+
+
 def send(app: Any, job_id: UUID | str) -> None:
     """Tell the planner of the job, its id being the task's. Raises BrokerUnavailable within about 5 s."""
+    reach(app)
     try:
-        # A connection of its own: pooled ones retry, and would keep a person waiting.
-        with app.connection_for_write() as broker:
-            app.send_task(
-                PLAN_TASK,
-                args=[str(job_id)],
-                task_id=str(job_id),
-                connection=broker,
-                retry=False,
-            )
+        with broker_connection(app) as connection:
+            send_over(app, connection, job_id)
     except BROKER_ERRORS as error:
         reason = " ".join(str(error).split())
         raise BrokerUnavailable(f"Redis cannot be reached ({reason})") from error
+
+
+def send_over(app: Any, connection: Any, job_id: UUID | str) -> None:
+    """Send the job's planning message over a broker connection that is there."""
+    app.send_task(PLAN_TASK, args=[str(job_id)], task_id=str(job_id), connection=connection, retry=False)
 
 
 def get(connection: Connection, job: UUID | str) -> Job:
@@ -173,3 +180,12 @@ def cancel(connection: Connection, job_id: UUID | str) -> Job:
     if not cancelled:
         raise Refused(f"job {job.id} has already ended: it is {found.state}")
     return found
+
+
+def close(connection: Connection, job_id: UUID | str) -> str | None:
+    """End the job when nothing of it is left to do, and return its state; None while something is."""
+    with connection.transaction():
+        row = connection.execute(query("jobs.close"), {"job": str(job_id)}).fetchone()
+        if row is not None:
+            connection.execute("SELECT pg_notify(%s, '')", (WAKE,))
+    return None if row is None else str(row[0])

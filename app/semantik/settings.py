@@ -128,7 +128,10 @@ def load(env: Mapping[str, str] | None = None) -> Settings:
     Raises SettingsError naming the variable when one is missing or not of its type.
     """
     if env is None:
-        env = {**read_env_file(Path("/etc/semantik/semantik.env")), **os.environ}
+        # check.env holds what `semantik check` expects to find: a file of its own, since a service is restarted
+        # when a file that it reads has changed, and a new slot is no reason for that.
+        files = (read_env_file(Path("/etc/semantik") / name) for name in ("semantik.env", "check.env"))
+        env = {name: value for file in files for name, value in file.items()} | dict(os.environ)
     values: dict[str, str | int | float] = {}
     for field in fields(Settings):
         text = env.get(variable(field.name), "")

@@ -11,6 +11,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -66,7 +67,7 @@ def list_source(uri: str) -> Iterator[Listed]:
 
 def _list_local(root: str) -> Iterator[Listed]:
     try:
-        found = os.stat(root)
+        found = Path(root).stat()
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound(
             f"{root} does not exist here: is the share mounted, and at the same path on all hosts?"

@@ -1,0 +1,67 @@
+"""A job as Celery sees it: its task's state, its result, and the events that Flower shows.
+
+The scheduler is the one writer, from the database, so that all of it comes back after Redis was wiped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from celery import states
+from celery.app.task import Context
+from celery.exceptions import TaskRevokedError
+
+from semantik.exceptions import JobFailed
+from semantik.jobs import PLAN_TASK
+from semantik.progress import Progress
+
+PROGRESS = "PROGRESS"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job that has ended and whose result Celery does not have yet."""
+
+    id: str
+    state: str
+    planner: str | None
+    error: str | None
+    collection: str
+    uri: str
+    listed: int
+    unchanged: int
+    seconds: float
+
+
+def _request(job_id: str, planner: str | None) -> Context:
+    # Without it, name, arguments and worker vanish from the result.
+    return Context(id=job_id, task=PLAN_TASK, args=[job_id], kwargs={}, hostname=planner, retries=0)
+
+
+def progress(app: Any, job_id: str, planner: str | None, now: Progress) -> None:
+    """Store how far an active job is. Never for one that has ended: PROGRESS would overwrite a FAILURE."""
+    app.backend.store_result(job_id, asdict(now), PROGRESS, request=_request(job_id, planner))
+
+
+def ended(app: Any, broker: Any, job: Ended, last: Progress) -> None:
+    """Store the job's result, which ends a waiting `AsyncResult(job_id).get()`, and tell Flower."""
+    request = _request(job.id, job.planner)
+    result = {"collection": job.collection, "uri": job.uri, "listed": job.listed, "unchanged": job.unchanged}
+    result |= asdict(last)
+    fields: dict[str, Any]
+    if job.state == "failed":
+        error = JobFailed(job.error or "failed")
+        app.backend.store_result(job.id, error, states.FAILURE, request=request)
+        event, fields = "task-failed", {"exception": repr(error), "traceback": ""}
+    elif job.state == "cancelled":
+        app.backend.store_result(job.id, TaskRevokedError("cancelled"), states.REVOKED, request=request)
+        event, fields = "task-revoked", {"terminated": False, "signum": None, "expired": False}
+    else:
+        app.backend.store_result(job.id, result, states.SUCCESS, request=request)
+        event, fields = "task-succeeded", {"result": repr(result), "runtime": job.seconds}
+    # From the planner's node: another name would be a worker that Flower has never seen.
+    with app.events.Dispatcher(
+        broker, hostname=job.planner or "scheduler", buffer_while_offline=False
+    ) as dispatcher:
+        dispatcher.send(event, uuid=job.id, **fields)

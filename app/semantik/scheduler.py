@@ -1,0 +1,310 @@
+"""The one loop that moves jobs on: `python -m semantik.scheduler`, run by semantik-scheduler.service.
+
+It starts jobs, hands shards out, takes back what dead workers held, closes jobs, reports them to Celery, builds
+indexes and forgets old jobs. It is no Celery task: what watches the queue must not wait in it. An advisory lock
+lets one work; a second waits for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from semantik import jobs, reports
+from semantik.broker import reach
+from semantik.database import WAKE, Connection, backoff, connect, passes, query
+from semantik.exceptions import BrokerUnavailable, SemantikError
+from semantik.jobs import BROKER_ERRORS
+from semantik.logs import configure, event
+from semantik.notify import notify
+from semantik.progress import Progress
+from semantik.progress import progress as progress_of
+from semantik.settings import Settings
+from semantik.slots import heartbeat
+
+log = logging.getLogger("semantik.scheduler")
+
+SHARD_TASK = "semantik.tasks.embed_shard_task"
+#: Seconds between two looks at a stop request and at systemd's watchdog.
+_GLANCE = 1.0
+#: Seconds between two turns at least, however often it is woken: one turn then serves many shards.
+_REST = 0.2
+_PURGE_SECONDS = 3600.0
+_LOCK = "SELECT pg_try_advisory_lock(hashtext('semantik scheduler'))"
+
+
+class Scheduler:
+    """The loop's state. Everything that matters is in the database; losing this loses nothing."""
+
+    def __init__(self, settings: Settings, app: Any) -> None:
+        self.settings = settings
+        self.app = app
+        self.stopping = threading.Event()
+        self._broker: Any = None
+        self._broker_away = False
+        self._reported: dict[str, Progress] = {}
+        self._purge_due = 0.0
+        self._build: threading.Thread | None = None
+
+    # --- the loop ---
+
+    def run(self) -> None:
+        """Work until `stopping` is set, through outages of PostgreSQL and Redis."""
+        pauses = backoff()
+        while not self.stopping.is_set():
+            try:
+                with connect(
+                    self.settings, autocommit=True, application_name="semantik scheduler"
+                ) as connection:
+                    if self._lock(connection):
+                        pauses = backoff()
+                        self._serve(connection)
+            except Exception as error:
+                if not passes(error):
+                    raise
+                event(log, "database away", level=logging.WARNING, error=error)
+                self._wait(next(pauses))
+
+    def _lock(self, connection: Connection) -> bool:
+        """Wait to be the one; False when asked to stop meanwhile."""
+        said = False
+        while not self.stopping.is_set():
+            if connection.execute(_LOCK).fetchone() == (True,):
+                return True
+            if not said:
+                event(log, "another scheduler works, waiting")
+                notify("STATUS=another scheduler works, waiting")
+                said = True
+            self._wait(2.0)
+        return False
+
+    def _wait(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not self.stopping.is_set() and (left := deadline - time.monotonic()) > 0:
+            notify("WATCHDOG=1")
+            self.stopping.wait(min(left, _GLANCE))
+
+    def _serve(self, connection: Connection) -> None:
+        event(log, "working")
+        notify("STATUS=working")
+        connection.execute(f"LISTEN {WAKE}")
+        if not self._building():
+            connection.execute(query("scheduler.forget_builds"))
+        while not self.stopping.is_set():
+            self.turn(connection)
+            self._wait(_REST)
+            self._sleep(connection, self.settings.tick_seconds - _REST)
+
+    def _sleep(self, connection: Connection, seconds: float) -> None:
+        """Sleep until someone has something to do."""
+        deadline = time.monotonic() + seconds
+        while not self.stopping.is_set() and (left := deadline - time.monotonic()) > 0:
+            notify("WATCHDOG=1")
+            for _ in connection.notifies(timeout=min(left, _GLANCE), stop_after=1):
+                return
+
+    def turn(self, connection: Connection) -> None:
+        """Do once all there is to do: what needs the database alone first, then what needs Redis."""
+        heartbeat(connection, "scheduler", self.settings.host)
+        self.reap(connection)
+        for (job,) in connection.execute(query("scheduler.running")).fetchall():
+            if state := jobs.close(connection, job):
+                event(log, "job ended", job=job, state=state)
+        self.build_indexes(connection)
+        for (job,) in connection.execute(query("scheduler.start")).fetchall():
+            event(log, "job's turn", job=job)
+        self.purge(connection)
+        try:
+            with self._connected() as broker:
+                self.send_plans(connection, broker)
+                self.hand_out(connection, broker)
+                self.report(connection, broker)
+        except (BrokerUnavailable, *BROKER_ERRORS) as error:
+            if not self._broker_away:
+                event(log, "redis away", level=logging.WARNING, error=error)
+            self._broker_away = True
+        else:
+            if self._broker_away:
+                event(log, "redis back")
+            self._broker_away = False
+
+    @contextmanager
+    def _connected(self) -> Iterator[Any]:
+        """Yield the broker's connection, made anew after any error."""
+        if self._broker is None:
+            reach(self.app)  # says within seconds what Celery's connections would take 20 s for
+            self._broker = jobs.broker_connection(self.app)
+        try:
+            yield self._broker
+        except BaseException:
+            self._broker, broken = None, self._broker
+            broken.release()
+            raise
+
+    # --- taking back ---
+
+    def reap(self, connection: Connection) -> None:
+        """Free expired leases, of shards and of plans, after the sessions of those that held them."""
+        settings = self.settings
+        connection.execute(query("scheduler.end_expired_shards"))
+        with connection.transaction():
+            # A row that is locked all the same is the next turn's.
+            connection.execute("SET LOCAL lock_timeout = '2s'")
+            rows = connection.execute(
+                query("scheduler.reap_shards"), {"limit": settings.expiry_limit}
+            ).fetchall()
+            for shard, job, slot, expiries, state in rows:
+                event(
+                    log, "lease ran out", level=logging.WARNING,
+                    job=job, shard=shard, slot=slot, expiries=expiries, state=state,
+                )  # fmt: skip
+                if state == "failed":
+                    reason = f"given up: the lease of its shard ran out {expiries} times, the last on {slot}"
+                    connection.execute(query("shards.fail_documents"), {"shard": shard, "reason": reason})
+        connection.execute(query("scheduler.end_expired_plans"))
+        for job, planner, attempts in connection.execute(query("scheduler.reap_plans")).fetchall():
+            event(
+                log,
+                "planner's lease ran out",
+                level=logging.WARNING,
+                job=job,
+                planner=planner,
+                attempts=attempts,
+            )
+        for (job,) in connection.execute(
+            query("scheduler.give_up_plans"), {"limit": settings.plan_limit}
+        ).fetchall():
+            event(log, "job failed: planning broke off too often", level=logging.ERROR, job=job)
+
+    # --- handing out ---
+
+    def send_plans(self, connection: Connection, broker: Any) -> None:
+        """Send the messages of jobs that wait for the planner; again when Redis holds fewer than there should be."""
+        waiting = connection.execute(query("scheduler.unplanned"), {"grace": self._grace}).fetchall()
+        if not waiting:
+            return
+        held = waiting_messages(broker, "ingest")
+        for job, due, unsent in waiting:
+            if unsent or (due and held < len(waiting)):
+                jobs.send_over(self.app, broker, job)
+                connection.execute(query("scheduler.sent_plan"), {"job": job})
+
+    def hand_out(self, connection: Connection, broker: Any) -> None:
+        """Hand shards out by priority and age, within the window; send again what Redis has lost."""
+        row = connection.execute(query("scheduler.queued"), {"grace": self._grace}).fetchone()
+        assert row is not None, "an aggregate returns a row"
+        queued, due = row
+        if due and (missing := queued - waiting_messages(broker, "embed")) > 0:
+            values = {"grace": self._grace, "missing": missing}
+            for shard, job in connection.execute(query("scheduler.resend"), values).fetchall():
+                event(log, "sent again", job=job, shard=shard)
+                self._send_shard(broker, shard)
+        window = connection.execute(
+            query("scheduler.window"),
+            {"per_slot": self.settings.shards_per_slot, "live": self.settings.live_seconds},
+        ).fetchone()
+        if window is None or not window[0]:
+            return
+        # Rows first, then messages: a message that is lost is sent again, one without its row would be refused.
+        for shard, job in connection.execute(query("scheduler.hand_out"), {"window": window[0]}).fetchall():
+            self._send_shard(broker, shard)
+            event(log, "handed out", job=job, shard=shard)
+
+    @property
+    def _grace(self) -> float:
+        return self.settings.tick_seconds
+
+    def _send_shard(self, broker: Any, shard: int) -> None:
+        self.app.send_task(SHARD_TASK, args=[shard], connection=broker, retry=False, ignore_result=True)
+
+    # --- reporting ---
+
+    def report(self, connection: Connection, broker: Any) -> None:
+        """Write active jobs' progress and ended jobs' results where Celery looks for them."""
+        active: dict[str, str | None] = dict(connection.execute(query("scheduler.active")).fetchall())
+        for job, planner in active.items():
+            now = progress_of(connection, job)
+            if self._reported.get(job) != now and now.state in ("planning", "running"):
+                reports.progress(self.app, job, planner, now)
+                self._reported[job] = now
+        self._reported = {job: seen for job, seen in self._reported.items() if job in active}
+        for row in connection.execute(query("scheduler.unreported")).fetchall():
+            ended = reports.Ended(*row)
+            reports.ended(self.app, broker, ended, progress_of(connection, ended.id))
+            connection.execute(query("scheduler.reported"), {"job": ended.id})
+
+    # --- housekeeping ---
+
+    def _building(self) -> bool:
+        return self._build is not None and self._build.is_alive()
+
+    def build_indexes(self, connection: Connection) -> None:
+        """Build one HNSW index at a time, beside the loop, for collections that have outgrown exact search."""
+        if self._building():
+            return
+        values = {"exact": self.settings.exact_search_chunks}
+        wanted = connection.execute(query("scheduler.want_index"), values).fetchall()
+        if wanted:
+            self._build = threading.Thread(target=self._build_all, args=(wanted,), name="index", daemon=True)
+            self._build.start()
+
+    def _build_all(self, collections: list[tuple[int, str]]) -> None:
+        for key, name in collections:
+            started = time.monotonic()
+            try:
+                with connect(self.settings, autocommit=True, application_name="semantik index") as connection:
+                    connection.execute("SELECT ensure_index(%s)", (key,))
+            except Exception:
+                # Until then search is exact, and right. The next start of the scheduler tries again.
+                log.exception("the index could not be built collection=%s", name)
+            else:
+                event(log, "index built", collection=name, seconds=time.monotonic() - started)
+
+    def purge(self, connection: Connection) -> None:
+        """Forget jobs that ended long ago, and slots that are no more."""
+        if time.monotonic() < self._purge_due:
+            return
+        self._purge_due = time.monotonic() + _PURGE_SECONDS
+        values = {"keep": self.settings.keep_jobs_days * 86_400}
+        gone = connection.execute(query("scheduler.purge"), values).rowcount
+        connection.execute(query("scheduler.purge_slots"), values)
+        if gone:
+            event(log, "forgot old jobs", jobs=gone)
+
+
+def waiting_messages(broker: Any, queue: str) -> int:
+    """Return how many messages wait in `queue`; those a worker holds are not among them."""
+    return int(broker.default_channel.client.llen(queue))
+
+
+def main() -> int:
+    """Run until SIGTERM; returns the exit status."""
+    configure()
+    try:
+        from semantik.celery_app import app, settings
+
+        scheduler = Scheduler(settings, app)
+
+        def stop(_signal: int, _frame: FrameType | None) -> None:
+            scheduler.stopping.set()
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        notify("READY=1")
+        scheduler.run()
+    except SemantikError as error:
+        event(log, "cannot run", level=logging.CRITICAL, reason=error)
+        return 1
+    notify("STOPPING=1")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

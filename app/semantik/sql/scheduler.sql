@@ -1,0 +1,127 @@
+-- name: end_expired_shards
+-- A frozen worker may still hold rows in an open transaction: its session ends before its shard goes to another.
+SELECT s.id, pg_terminate_backend(a.pid, 5000)
+FROM shards s
+JOIN pg_stat_activity a ON a.pid = s.backend_pid AND a.backend_start = s.backend_start
+WHERE s.state = 'running' AND s.lease_until < now()
+
+-- name: reap_shards
+UPDATE shards
+SET expiries = expiries + 1, fence = fence + 1, lease_until = NULL,
+    state = CASE WHEN expiries + 1 >= %(limit)s THEN 'failed' ELSE 'pending' END,
+    finished_at = CASE WHEN expiries + 1 >= %(limit)s THEN now() END
+WHERE state = 'running' AND lease_until < now()
+RETURNING id, job_id::text, slot, expiries, state
+
+-- name: end_expired_plans
+SELECT j.id, pg_terminate_backend(a.pid, 5000)
+FROM jobs j
+JOIN pg_stat_activity a ON a.pid = j.backend_pid AND a.backend_start = j.backend_start
+WHERE j.state = 'planning' AND j.lease_until < now()
+
+-- name: reap_plans
+UPDATE jobs SET fence = fence + 1, lease_until = NULL
+WHERE state = 'planning' AND lease_until < now()
+RETURNING id::text, planner, plan_attempts
+
+-- name: give_up_plans
+UPDATE jobs
+SET state = 'failed', finished_at = now(), fence = fence + 1,
+    error = format('planning broke off %%s times%%s', plan_attempts, '; the last reason: ' || error)
+WHERE state = 'planning' AND lease_until IS NULL AND plan_attempts >= %(limit)s
+RETURNING id::text
+
+-- name: running
+SELECT id::text FROM jobs WHERE state = 'running' ORDER BY created_at
+
+-- name: start
+-- The next job of each collection that has no active one, and whose index is not just being built.
+UPDATE jobs j
+SET state = 'planning', started_at = coalesce(j.started_at, now()), sent_at = NULL
+FROM (
+    SELECT DISTINCT ON (q.collection_id) q.id
+    FROM jobs q
+    JOIN collections c ON c.id = q.collection_id AND c.index_state <> 'building'
+    WHERE q.state = 'queued'
+      AND NOT EXISTS (SELECT FROM jobs a WHERE a.collection_id = q.collection_id AND a.state IN ('planning', 'running'))
+    ORDER BY q.collection_id, q.priority DESC, q.created_at, q.id
+) next
+WHERE j.id = next.id AND j.state = 'queued'
+RETURNING j.id::text
+
+-- name: unplanned
+-- Jobs that wait for the planner; `due` are those whose message was not sent, or long enough ago to have been lost.
+SELECT id::text, coalesce(sent_at < now() - make_interval(secs => %(grace)s), true) AS due, sent_at IS NULL AS unsent
+FROM jobs WHERE state = 'planning' AND lease_until IS NULL
+ORDER BY priority DESC, created_at
+
+-- name: sent_plan
+UPDATE jobs SET sent_at = now() WHERE id = %(job)s AND state = 'planning'
+
+-- name: window
+-- Shards that may be handed out now: so many per live slot, less those in Redis or at work.
+SELECT greatest(0, %(per_slot)s * (SELECT count(*) FROM slots
+                                   WHERE state IN ('idle', 'busy')
+                                     AND last_seen > now() - make_interval(secs => %(live)s))
+                   - (SELECT count(*) FROM shards WHERE state IN ('queued', 'running')))
+
+-- name: hand_out
+UPDATE shards s SET state = 'queued', queued_at = now()
+FROM (
+    SELECT s.id FROM shards s
+    JOIN jobs j ON j.id = s.job_id AND j.state = 'running' AND j.planned
+    WHERE s.state = 'pending'
+    ORDER BY j.priority DESC, j.created_at, s.id
+    LIMIT %(window)s
+    FOR UPDATE OF s SKIP LOCKED
+) next
+WHERE s.id = next.id AND s.state = 'pending'
+RETURNING s.id, s.job_id::text
+
+-- name: queued
+-- Shards whose message should be in Redis; `due` are those sent long enough ago to have been lost.
+SELECT count(*) AS all, count(*) FILTER (WHERE queued_at < now() - make_interval(secs => %(grace)s)) AS due
+FROM shards WHERE state = 'queued'
+
+-- name: resend
+UPDATE shards s SET queued_at = now()
+FROM (
+    SELECT id FROM shards
+    WHERE state = 'queued' AND queued_at < now() - make_interval(secs => %(grace)s)
+    ORDER BY queued_at, id LIMIT %(missing)s
+) lost
+WHERE s.id = lost.id AND s.state = 'queued'
+RETURNING s.id, s.job_id::text
+
+-- name: active
+SELECT id::text, planner FROM jobs WHERE state IN ('planning', 'running') ORDER BY created_at
+
+-- name: unreported
+SELECT j.id::text, j.state, j.planner, j.error, c.name, j.uri, j.listed, j.unchanged,
+       coalesce(extract(epoch FROM j.finished_at - j.started_at), 0)::float8 AS seconds
+FROM jobs j
+JOIN collections c ON c.id = j.collection_id
+WHERE j.finished_at IS NOT NULL AND j.reported_at IS NULL
+ORDER BY j.finished_at LIMIT 100
+
+-- name: reported
+UPDATE jobs SET reported_at = now() WHERE id = %(job)s
+
+-- name: want_index
+UPDATE collections c SET index_state = 'building'
+WHERE c.index_state = 'none'
+  AND NOT EXISTS (SELECT FROM jobs j WHERE j.collection_id = c.id AND j.state IN ('planning', 'running'))
+  AND (SELECT coalesce(sum(d.chunks), 0) FROM documents d WHERE d.collection_id = c.id) > %(exact)s
+RETURNING c.id, c.name
+
+-- name: forget_builds
+-- A scheduler that died while an index was built: its successor looks again, and waits for a build that goes on.
+UPDATE collections SET index_state = 'none' WHERE index_state = 'building'
+
+-- name: purge
+DELETE FROM jobs
+WHERE finished_at < now() - make_interval(secs => %(keep)s) AND reported_at IS NOT NULL
+RETURNING id::text
+
+-- name: purge_slots
+DELETE FROM slots WHERE last_seen < now() - make_interval(secs => %(keep)s)
