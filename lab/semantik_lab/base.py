@@ -88,6 +88,24 @@ def lock_path(tree: Path) -> Path:
 def _make(release: str, packages: tuple[str, ...], tree: Path, lock_descriptor: int) -> None:
     building = tree.with_name(f".{tree.name}.new")
     remove_tree(building)
+    try:
+        _bootstrap(release, packages, building, lock_descriptor)
+        # Every host gets keys and an id of its own; a shared one would make hosts indistinguishable.
+        for key in (building / "etc/ssh").glob("ssh_host_*"):
+            key.unlink()
+        (building / "etc/machine-id").write_text("", encoding="utf-8")
+        for action, units in (("enable", ("ssh.service", _NETWORKD)), ("mask", _MASKED)):
+            run(
+                ["systemctl", f"--root={building}", "--quiet", action, *units],
+                what=f"{action} units in {building}",
+            )
+    except BaseException:
+        remove_tree(building)
+        raise
+    building.rename(tree)
+
+
+def _bootstrap(release: str, packages: tuple[str, ...], building: Path, lock_descriptor: int) -> None:
     proxy = upstream_proxy()
     run(
         [
@@ -95,7 +113,7 @@ def _make(release: str, packages: tuple[str, ...], tree: Path, lock_descriptor: 
             "--variant=minbase",
             "--format=directory",
             f"--include={','.join(packages)}",
-            # Translations and documentation indexes would only cost the hosts' apt time.
+            # Indexes of translations would only cost the hosts' apt time.
             '--aptopt=Acquire::Languages "none"',
             *(f'--aptopt={name} "false"' for name in _apt_options()),
             release,
@@ -107,16 +125,6 @@ def _make(release: str, packages: tuple[str, ...], tree: Path, lock_descriptor: 
         # Should this process be killed, mmdebstrap goes on and keeps the lock until it has ended.
         keep=(lock_descriptor,),
     )
-    # Every host gets keys and an id of its own; a shared one would make hosts indistinguishable.
-    for key in (building / "etc/ssh").glob("ssh_host_*"):
-        key.unlink()
-    (building / "etc/machine-id").write_text("", encoding="utf-8")
-    for action, units in (("enable", ("ssh.service", _NETWORKD)), ("mask", _MASKED)):
-        run(
-            ["systemctl", f"--root={building}", "--quiet", action, *units],
-            what=f"{action} units in {building}",
-        )
-    building.rename(tree)
 
 
 def _apt_options() -> list[str]:

@@ -172,15 +172,22 @@ def _destroy(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    found = [Lab.open(name).describe() for name in state.labs()]
+    found, damaged = [], []
+    for name in state.labs():
+        try:
+            found.append(Lab.open(name).describe())
+        except LabError as error:
+            damaged.append(f"{name}: {error}")
     if arguments.json:
         print(json.dumps(found, indent=2))
-    elif not found:
+    elif not found and not damaged:
         print("no labs; `lab/lab up` makes one")
     for one in [] if arguments.json else found:
         hosts = " ".join(f"{host['name']}={host['address']}({host['state']})" for host in one["hosts"])
         print(f"{one['name']:<12} {one['subnet']:<16} {hosts}")
-    return 0
+    for line in damaged:
+        print(f"lab: {line}", file=sys.stderr)
+    return 1 if damaged else 0
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -262,11 +269,9 @@ def _doctor(_arguments: argparse.Namespace) -> int:
 
 def _prune(_arguments: argparse.Namespace) -> int:
     used = snapshots.used_layers()
-    for tree in sorted(base.BASES.glob("*")):
-        if tree.is_dir() and str(tree) not in used:
-            with state.lock(
-                base.BASES / f".{tree.name.removeprefix('.').removesuffix('.new')}.lock", f"base {tree.name}"
-            ):
+    for tree in sorted(base.BASES.glob("[a-z]*")):
+        if str(tree) not in used:
+            with state.lock(base.lock_path(tree), f"base tree {tree.name}"):
                 remove_tree(tree)
             say(f"removed {tree}")
     for cache in sorted(proxy.CACHES.glob("*")):

@@ -104,7 +104,9 @@ class Service:
                 raise LabError(f"{self.unit} does not go away; `systemctl status {self.unit}` says why")
             return
         remove_cgroup(self.cgroup)
-        remove_cgroup(_OLD_MEMORY / _SLICE / self.unit)
+        # Old hierarchies have copies: the memory controller's is ours, the named one systemd-nspawn's.
+        for copy in Path("/sys/fs/cgroup").glob(f"*/{_SLICE}/{self.unit}"):
+            remove_cgroup(copy)
 
     def _unit_loaded(self) -> bool:
         state = run(["systemctl", "show", "-P", "LoadState", self.unit], what=f"asking for {self.unit}")

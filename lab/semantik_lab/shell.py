@@ -41,7 +41,10 @@ def run(
         raise LabError(f"{what}: {command[0]} did not end within {seconds:.0f} s") from None
     if done.returncode != 0:
         said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        raise LabError(f"{what}: {command[0]} failed with status {done.returncode}: {' | '.join(said[-4:])}")
+        # The apt family marks its errors and puts the cause first; others say it last.
+        marked = [line for line in said if line.startswith("E: ")]
+        gist = " | ".join(marked[:2] or said[-4:])
+        raise LabError(f"{what}: {command[0]} failed with status {done.returncode}: {gist}")
     return done.stdout
 
 
