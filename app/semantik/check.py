@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-from semantik.exceptions import SemantikError
+from semantik.exceptions import DatabaseUnavailable, SemantikError
 from semantik.settings import Settings
 
 #: Seconds until a probe that has not answered is reported; within, each probe has its own shorter time-out.
@@ -194,11 +194,18 @@ def expected_migrations() -> list[str]:
 
 
 def recorded(settings: Settings) -> Recorded:
-    """Read the schema's version, signs of life and slots in one connection. Raises DatabaseUnavailable."""
+    """Read the schema's version, signs of life and slots in one connection."""
     from semantik.database import connect
 
     started = time.perf_counter()
-    with connect(settings, autocommit=True, application_name="semantik check") as connection:
+    try:
+        session = connect(settings, autocommit=True, application_name="semantik check")
+    except DatabaseUnavailable as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        return Recorded(
+            Part("postgresql", False, f"{reason}; on the postgresql host: systemctl status postgresql")
+        )
+    with session as connection:
         milliseconds = (time.perf_counter() - started) * 1000
         version = connection.info.server_version
         vector = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'").fetchone()
@@ -337,7 +344,7 @@ def _slot_part(
         unknown = not rows.part.ok
         return Part(title, False, "unknown without PostgreSQL" if unknown else f"never seen; {_unit(name)}")
     if slot.state in ("stopped", "draining", "starting"):
-        return Part(title, False, f"{slot.state} since {_ago(slot.age)}; {_unit(name)}")
+        return Part(title, False, f"{slot.state}, last seen {_ago(slot.age)}; {_unit(name)}")
     if slot.age > settings.live_seconds:
         return Part(title, False, f"{slot.state}, last seen {_ago(slot.age)}; {_unit(name)}")
     for column, wanted in common.items():

@@ -9,6 +9,8 @@ import click
 from semantik.cli.output import emit, json_option, moment, number, printable, table, wants_json
 from semantik.exceptions import Refused
 
+INDEX = {"none": "none, the search is exact", "building": "HNSW, being built", "ready": "HNSW"}
+
 
 @click.group(invoke_without_command=True)
 @click.pass_context
@@ -70,7 +72,7 @@ def show(name: str) -> None:
             f"{number(found.documents)}, {number(found.failed)} failed, {number(found.stale)} stale",
         ),
         ("chunks", f"{number(found.chunks)}, {number(found.tokens)} tokens"),
-        ("index", "HNSW" if found.index_state == "ready" else f"none ({found.index_state}): exact search"),
+        ("index", INDEX[found.index_state]),
         ("made", moment(found.created_at)),
     ):
         click.echo(f"{title + ':':<12}{printable(text)}")
