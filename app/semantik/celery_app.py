@@ -6,6 +6,7 @@ Flower import the same application with no role.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from celery import Celery
@@ -111,6 +112,9 @@ def make_app(settings: Settings) -> Celery:
 
 
 settings = load()
+# Celery prefers these variables to its settings; those have the passwords from the unit's credentials in them.
+for _name in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"):
+    os.environ.pop(_name, None)
 app = make_app(settings)
 
 if settings.role:
