@@ -59,7 +59,10 @@ def _parser() -> argparse.ArgumentParser:
         "--subnet", metavar="CIDR", help="its network (default: the topology's, or the next free one)"
     )
     up.add_argument(
-        "--hosts", metavar="A,B", default="", help="only these hosts (default: all of the topology)"
+        "--hosts",
+        metavar="A,B",
+        default="",
+        help="only these hosts (default: the ones the lab has, for a new lab all of the topology)",
     )
     up.add_argument("--topology", metavar="FILE", type=Path, help="another topology than lab/topology.toml")
     up.add_argument(

@@ -46,17 +46,15 @@ class Lab:
 
     def nodes(self, names: Collection[str] = ()) -> list[Node]:
         """Return the named hosts of this lab, or all of them."""
-        unknown = sorted(set(names) - set(self.record.hosts))
+        own = self.topology.select(self.record.hosts)
+        unknown = sorted(set(names) - {host.name for host in own})
         if unknown:
-            raise LabError(
-                f"lab {self.paths.lab} has no host {', '.join(unknown)}; "
-                f"it has {', '.join(self.record.hosts)}"
-            )
-        wanted = names or self.record.hosts
+            has = ", ".join(host.name for host in own)
+            raise LabError(f"lab {self.paths.lab} has no host {', '.join(unknown)}; it has {has}")
         return [
             Node(self.paths, host, str(network.host_address(self.record.subnet, host)), self.bridge)
-            for host in self.topology.hosts
-            if host.name in wanted
+            for host in own
+            if not names or host.name in names
         ]
 
     def describe(self) -> dict[str, Any]:
@@ -78,13 +76,15 @@ def up(
 ) -> Lab:
     """Bring a lab up, or what is missing of it; on failure what this call made is removed again."""
     doctor.require_good(doctor.examine())
-    lab, fresh = _plan(name, subnet, topology, hosts, inventory_path)
+    # One plan at a time, written down before the next: two new labs must not choose the same subnet.
+    with state.lock(state.STATE / ".plan.lock", "the plan of another lab"):
+        lab, fresh = _plan(name, subnet, topology, hosts, inventory_path)
+        lab.record.save(lab.paths)
     nodes = lab.nodes()
     with ExitStack() as undo:
         if fresh:
             undo.callback(_remove_state, lab)
         try:
-            lab.record.save(lab.paths)
             _prepare_directories(lab)
             made = _create(lab, nodes, snapshot, undo)
             _network_and_proxy(lab, undo)
@@ -166,7 +166,7 @@ def _plan(
     old = state.load(name)
     path = (topology or (old.topology if old else DEFAULT_TOPOLOGY)).resolve()
     wanted = load(path)
-    chosen = {host.name for host in wanted.select(hosts)}
+    chosen = tuple(host.name for host in wanted.select(hosts)) if hosts else ()
     if old is None:
         network_ = _free_subnet(name, subnet, wanted)
         default = (
@@ -186,9 +186,9 @@ def _plan(
                 f"lab {name} is made from {old.topology}; "
                 f"`lab/lab destroy --name {name}` before changing that"
             )
-        chosen |= set(old.hosts) if hosts else set()
-    names = tuple(host.name for host in wanted.hosts if host.name in chosen)
-    record = state.Record(network_, path, names, (inventory_path or default).resolve())
+        # Hosts join a lab, they never leave it unasked.
+        chosen = tuple(dict.fromkeys([*old.hosts, *chosen])) if old.hosts else ()
+    record = state.Record(network_, path, chosen, (inventory_path or default).resolve())
     return Lab(paths, record, wanted), old is None
 
 

@@ -62,7 +62,7 @@ class Paths:
 
 @dataclass(frozen=True)
 class Record:
-    """A lab as it was brought up."""
+    """A lab as it was brought up; no hosts means all that the topology has."""
 
     subnet: IPv4Network
     topology: Path
