@@ -22,7 +22,7 @@ def event(logger: logging.Logger, what: str, *, level: int = logging.INFO, **val
 
 
 def _word(value: object) -> str:
-    text = f"{value:.3g}" if isinstance(value, float) else str(value)
+    text = f"{value:.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
     if text and not any(c.isspace() or c in '"=' for c in text):
         return text
     return '"' + " ".join(text.split()).replace('"', "'") + '"'

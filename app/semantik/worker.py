@@ -88,7 +88,7 @@ def install(app: Celery, settings: Settings) -> None:
     def quiet(instance: Any, **_: Any) -> None:
         instance.quiet = True
         # Shards and jobs are logged by their own ids; Celery's lines would say the same again.
-        for name in ("celery.worker.strategy", "celery.app.trace"):
+        for name in ("celery.worker.strategy", "celery.app.trace", "sentence_transformers"):
             logging.getLogger(name).setLevel(logging.WARNING)
         threading.Thread(target=_feed, args=(settings,), name="watchdog", daemon=True).start()
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,8 @@ FAST = {
     "SEMANTIK_THREADS": "1",
     "SEMANTIK_PARSER_COUNT": "1",
     "SEMANTIK_HOST": "here",
+    "SEMANTIK_EXACT_SEARCH_CHUNKS": "100",
+    "SEMANTIK_IMPORTS": "faults",
 }
 
 
@@ -46,7 +50,24 @@ class Cluster:
     model: dict[str, str]
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
+    @functools.cached_property
+    def app(self) -> Any:
+        """The Celery application as the `semantik` command has it."""
+        from semantik.celery_app import make_app
+
+        return make_app(self.settings())
+
     # --- parts ---
+
+    @contextlib.contextmanager
+    def slowed(self) -> Iterator[None]:
+        """Let every batch of every worker take a while."""
+        flag = self.directory / "slow"
+        flag.touch()
+        try:
+            yield
+        finally:
+            flag.unlink()
 
     def environment(self, role: str, **more: str) -> dict[str, str]:
         return {
@@ -61,6 +82,7 @@ class Cluster:
             "SEMANTIK_DATABASE_URL": self.services.database_url(role),
             **self.model,
             **FAST,
+            "FAULTS": str(self.directory),
             **more,
         }
 
@@ -147,12 +169,10 @@ class Cluster:
         return connect(self.settings(role), application_name="test")
 
     def submit(self, uri: Path | str, collection: str, *, send: bool = True, **options: Any) -> Job:
-        from semantik.celery_app import app
-
         with self.connection() as connection:
             job = jobs.submit(connection, self.settings(), str(uri), collection, submitted_by="test", **options)
         if send:
-            jobs.send(app, job.id)
+            jobs.send(self.app, job.id)
         return job
 
     def get(self, job: Job) -> Job:
@@ -182,6 +202,18 @@ class Cluster:
             key,
         )
         assert wrong == []
+
+    def wait_running(self, job: Job, *, slot: str | None = None) -> tuple[int, str]:
+        """Wait until a shard of the job has shown progress, and return its id and slot."""
+        found = wait_for(
+            lambda: self.rows(
+                "SELECT id, slot FROM shards WHERE job_id = %s AND state = 'running' AND documents_done > 0 "
+                "AND (%s::text IS NULL OR slot = %s) ORDER BY id",
+                str(job.id), slot, slot,
+            ),
+            what=f"a shard of {job.id} at work; logs in {self.directory}",
+        )  # fmt: skip
+        return found[0][0], found[0][1]
 
     def outcomes(self, job: Job) -> dict[str, int]:
         return dict(

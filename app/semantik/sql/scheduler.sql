@@ -42,7 +42,8 @@ FROM (
     SELECT DISTINCT ON (q.collection_id) q.id
     FROM jobs q
     JOIN collections c ON c.id = q.collection_id AND c.index_state <> 'building'
-    WHERE q.state = 'queued'
+    -- Who submits a job sends its first message; this is for those that waited, or whose message found no Redis.
+    WHERE q.state = 'queued' AND q.created_at < now() - interval '2 seconds'
       AND NOT EXISTS (SELECT FROM jobs a WHERE a.collection_id = q.collection_id AND a.state IN ('planning', 'running'))
     ORDER BY q.collection_id, q.priority DESC, q.created_at, q.id
 ) next

@@ -1,0 +1,35 @@
+"""Imported by every worker under test (SEMANTIK_IMPORTS): a task as users write them, and faults on demand."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from celery import shared_task
+
+from semantik.model import Model
+
+SLOW = Path(os.environ["FAULTS"]) / "slow"
+#: A word that kills the process that embeds it.
+POISON = "strychnine"
+
+_embed_ids = Model.embed_ids
+
+
+def embed_ids(self: Model, batch: Any) -> Any:
+    if SLOW.exists():
+        time.sleep(0.25)
+    if any(POISON in self.tokenizer.decode(list(ids)) for ids in batch):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return _embed_ids(self, batch)
+
+
+Model.embed_ids = embed_ids  # type: ignore[method-assign]
+
+
+@shared_task(name="faults.count_words")
+def count_words(text: str) -> int:
+    return len(text.split())
