@@ -26,7 +26,7 @@ Report = dict[str, Any]
 def no_cluster(inventory: Path, reason: str) -> NoReturn:
     pytest.exit(
         f"no cluster to check behind {inventory}: {' '.join(reason.split())}\n"
-        "'make demo' builds one, 'ansible-playbook -i INVENTORY site.yml' sets one up; name another inventory with "
+        "'make demo' builds one, 'ansible-playbook -i INVENTORY site.yml' sets one up; name another with "
         "--inventory or SEMANTIK_INVENTORY",
         returncode=1,
     )
