@@ -39,7 +39,7 @@ DEFAULTS = {
 SECRET_NAME = re.compile(r"password|secret|basic_auth|token$", re.IGNORECASE)
 NO_SECRET_NAME = re.compile(r"_(dir|path|file)$")
 MEMORY_NAME = re.compile(r"_memory_(max|low|high)$")
-MEMORY = re.compile(r"\d+(\.\d+)?[KMGT]?|\d+%|infinity")
+MEMORY = re.compile(r"\d+[KMGT]")
 MIN_SECRET = 12
 #: What Ansible itself puts among a host's variables.
 MAGIC = {
