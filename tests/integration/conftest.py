@@ -69,9 +69,10 @@ def idle_cluster(services: Services, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def running_cluster(idle_cluster: Cluster) -> Cluster:
-    """Scheduler, planner and two slots."""
+    """Scheduler, planner, two slots and the worker for questions."""
     idle_cluster.start_scheduler()
     idle_cluster.start_planner()
+    idle_cluster.start_query()
     for number in (0, 1):
         idle_cluster.start_worker(number)
     return idle_cluster

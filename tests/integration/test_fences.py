@@ -1,0 +1,244 @@
+"""Claims, leases and fences, against a real PostgreSQL and without any worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import Cluster
+from services import Services, wait_for
+
+from semantik import jobs, shards
+from semantik.database import Connection, connect, query
+from semantik.exceptions import DatabaseUnavailable, Refused
+from semantik.scheduler import Scheduler
+from semantik.shards import Claim, ShardLease
+
+
+class Bench:
+    """One planned job with one shard of `documents` documents, in a collection of its own."""
+
+    def __init__(self, cluster: Cluster, folder: Path, documents: int = 3) -> None:
+        self.cluster = cluster
+        self.settings = cluster.settings("scheduler")
+        folder.mkdir()
+        with cluster.connection() as operator:
+            self.job = str(jobs.submit(operator, cluster.settings(), str(folder), folder.name).id)
+        with cluster.services.superuser() as connection:
+            connection.execute(
+                "UPDATE jobs SET state = 'running', planned = true WHERE id = %s", (self.job,)
+            )
+            row = connection.execute(
+                "INSERT INTO shards (job_id, number, documents, bytes) VALUES (%s, 1, %s, 10) RETURNING id",
+                (self.job, documents),
+            ).fetchone()
+            assert row is not None
+            self.shard = int(str(row[0]))
+            for at in range(documents):
+                connection.execute(
+                    "WITH made AS (INSERT INTO documents (collection_id, uri) "
+                    "SELECT collection_id, %(uri)s FROM jobs WHERE id = %(job)s RETURNING id, uri) "
+                    "INSERT INTO job_documents (job_id, document_id, uri, size, version, shard_id) "
+                    "SELECT %(job)s::uuid, id, uri, 5, 'v1', %(shard)s FROM made",
+                    {"uri": f"{folder}/{at}.txt", "job": self.job, "shard": self.shard},
+                )
+
+    def worker(self) -> Connection:
+        return connect(self.cluster.settings("worker"), application_name="test worker")
+
+    def claim(self, connection: Connection, slot: str, lease: float = 60.0) -> Claim | None:
+        revision = self.settings.model_revision
+        return shards.claim(connection, self.shard, slot=slot, lease_seconds=lease, model_revision=revision)
+
+    def done(self, connection: Connection, held: Claim) -> int:
+        values: dict[str, Any] = {
+            "shard": held.shard, "fence": held.fence, "waits": None,
+            "documents_done": 0, "chunks": 0, "tokens": 0, "truncated_tokens": 0,
+        }  # fmt: skip
+        return connection.execute(query("shards.done"), values).rowcount
+
+    def expire(self) -> None:
+        with self.cluster.services.superuser() as connection:
+            connection.execute(
+                "UPDATE shards SET lease_until = now() - interval '1 s' WHERE id = %s AND state = 'running'",
+                (self.shard,),
+            )
+
+    def reap(self) -> None:
+        scheduler = Scheduler(self.settings, None)
+        with connect(self.settings, autocommit=True) as connection:
+            scheduler.reap(connection)
+
+    def row(self, columns: str) -> tuple[Any, ...]:
+        return self.cluster.rows(f"SELECT {columns} FROM shards WHERE id = %s", self.shard)[0]
+
+
+@pytest.fixture
+def bench(idle_cluster: Cluster, tmp_path: Path, request: pytest.FixtureRequest) -> Bench:
+    return Bench(idle_cluster, tmp_path / f"bench-{abs(hash(request.node.name))}")
+
+
+def test_of_two_claims_one_holds(bench: Bench) -> None:
+    with bench.worker() as one, bench.worker() as two:
+        held = bench.claim(one, "a:0")
+        assert held is not None
+        assert (held.fence, held.attempt, held.documents) == (1, 1, 3)
+        assert bench.claim(two, "b:0") is None, "a live lease of another slot is left alone"
+        bench.expire()
+        assert bench.claim(two, "b:0") is None, "an expired lease is the reaper's to give"
+        assert bench.row("state, fence, slot") == ("running", 1, "a:0")
+
+
+def test_a_slot_supersedes_its_own_lease(bench: Bench) -> None:
+    with bench.worker() as one, bench.worker() as two:
+        first = bench.claim(one, "a:0")
+        one.execute("SELECT 1")  # a transaction is open, as in the middle of a shard
+        second = bench.claim(two, "a:0")
+        assert first and second
+        assert second.fence == first.fence + 1
+        with pytest.raises(Exception, match="terminating|closed"):
+            one.execute("SELECT 1")
+
+
+def test_a_late_commit_bounces_off_the_fence(bench: Bench) -> None:
+    with bench.worker() as late, bench.worker() as next_one:
+        old = bench.claim(late, "a:0")
+        assert old is not None
+        with bench.cluster.services.superuser() as connection:
+            # As if the reaper could not end the session: the fence alone must hold.
+            connection.execute("UPDATE shards SET backend_start = now() WHERE id = %s", (bench.shard,))
+        bench.expire()
+        bench.reap()
+        assert bench.row("state, fence, expiries, crashes") == ("pending", 2, 1, 0)
+        new = bench.claim(next_one, "b:0")
+        assert new is not None
+        assert new.fence == 3
+        assert not ShardLease(old, 60.0).renew(late)
+        late.commit()
+        assert bench.done(late, old) == 0
+        late.rollback()
+        assert not shards.release(late, old.shard, old.fence)
+        assert shards.crashed(late, old.shard, old.fence, [], limit=2, reason="late") is None
+        assert bench.done(next_one, new) == 1
+
+
+def test_the_reaper_ends_the_session_of_a_frozen_worker(bench: Bench) -> None:
+    with bench.worker() as frozen, bench.worker() as next_one:
+        held = bench.claim(frozen, "a:0", lease=60.0)
+        assert held is not None
+        assert bench.done(frozen, held) == 1  # not committed: the row is locked, as in a commit that froze
+        bench.cluster.rows("SELECT 1")
+        # The lease as others see it, made to run out without waiting for the locked row.
+        with pytest.raises(Exception, match="lock timeout"), bench.cluster.services.superuser() as connection:
+            connection.execute("SET lock_timeout = '200ms'")
+            connection.execute("UPDATE shards SET lease_until = now() WHERE id = %s", (bench.shard,))
+        frozen.rollback()
+        short = bench.claim(frozen, "a:0", lease=0.5)
+        assert short is not None
+        assert bench.done(frozen, short) == 1
+        wait_for(lambda: bench.row("lease_until < now()") == (True,), what="the lease to run out")
+        bench.reap()
+        assert bench.row("state, expiries") == ("pending", 1)
+        with pytest.raises(Exception, match="terminating|closed"):
+            frozen.commit()
+        assert bench.claim(next_one, "b:0") is not None
+
+
+def test_leases_that_only_run_out_fail_the_shard_at_their_own_limit(bench: Bench) -> None:
+    limit = bench.settings.expiry_limit
+    with bench.worker() as worker:
+        for expiry in range(1, limit + 1):
+            assert bench.claim(worker, "a:0") is not None
+            worker.close()
+            bench.expire()
+            bench.reap()
+            assert bench.row("state, expiries, crashes") == (
+                "failed" if expiry == limit else "pending", expiry, 0,
+            )  # fmt: skip
+            worker = bench.worker()  # noqa: PLW2901
+        worker.close()
+    outcomes = bench.cluster.rows(
+        "SELECT outcome, error FROM job_documents WHERE shard_id = %s", bench.shard
+    )
+    assert {outcome for outcome, _ in outcomes} == {"failed"}
+    assert all(f"ran out {limit} times" in error for _, error in outcomes)
+
+
+def test_crashes_set_the_documents_in_flight_apart(bench: Bench) -> None:
+    keys = [key for (key,) in bench.cluster.rows(
+        "SELECT document_id FROM job_documents WHERE shard_id = %s ORDER BY 1", bench.shard
+    )]  # fmt: skip
+    with bench.worker() as worker:
+        for attempt in (1, 2):
+            held = bench.claim(worker, "a:0")
+            assert held is not None and held.attempt == attempt
+            shards.crashed(worker, bench.shard, held.fence, [keys[1]], limit=2, reason="SIGSEGV")
+        assert bench.row("state, documents, crashes") == ("pending", 2, 0)
+        ((apart, crashes),) = bench.cluster.rows(
+            "SELECT s.id, s.crashes FROM shards s JOIN job_documents USING (job_id) "
+            "WHERE document_id = %s AND shard_id = s.id", keys[1],
+        )  # fmt: skip
+        assert apart != bench.shard and crashes == 2
+        bench.shard = apart
+        held = bench.claim(worker, "a:0")
+        assert held is not None
+        verdict = shards.crashed(worker, apart, held.fence, [], limit=2, reason="SIGSEGV")
+        assert verdict == "quarantined"
+    ((outcome, error),) = bench.cluster.rows(
+        "SELECT outcome, error FROM job_documents WHERE document_id = %s", keys[1]
+    )
+    assert outcome == "failed" and error.startswith("quarantined: its worker crashed 3 times")
+
+
+def test_cancel_raises_the_fences(bench: Bench) -> None:
+    with bench.worker() as worker:
+        held = bench.claim(worker, "a:0")
+        assert held is not None
+        with bench.cluster.connection() as operator:
+            jobs.cancel(operator, bench.job)
+        assert bench.row("state, fence") == ("cancelled", 2)
+        assert bench.done(worker, held) == 0
+        worker.rollback()
+        assert bench.claim(worker, "a:0") is None
+        assert jobs.close(worker, bench.job) is None
+
+
+def test_a_collection_of_another_model_is_refused_and_leaves_no_job(idle_cluster: Cluster, tmp_path: Path) -> None:
+    with idle_cluster.connection() as operator:
+        jobs.submit(operator, idle_cluster.settings(), str(tmp_path), "modelled")
+        other = idle_cluster.settings(SEMANTIK_MODEL_REVISION="0" * 64)
+        with pytest.raises(Refused, match="choose another collection"):
+            jobs.submit(operator, other, str(tmp_path), "modelled")
+        with pytest.raises(Refused, match="no name for a collection"):
+            jobs.submit(operator, idle_cluster.settings(), str(tmp_path), "No Name")
+    ((count,),) = idle_cluster.rows(
+        "SELECT count(*) FROM jobs j JOIN collections c ON c.id = j.collection_id WHERE c.name = 'modelled'"
+    )
+    assert count == 1
+
+
+@pytest.mark.parametrize(
+    ("role", "statement"),
+    [
+        ("worker", "INSERT INTO jobs (collection_id, uri) SELECT id, '/x' FROM collections LIMIT 1"),
+        ("worker", "SELECT create_collection('mine', 'm', 'r', 3, 10, 0)"),
+        ("worker", "DELETE FROM shards"),
+        ("planner", "UPDATE shards SET state = 'done'"),
+        ("scheduler", "INSERT INTO slots (slot, state) VALUES ('x:0', 'idle')"),
+        ("operator", "UPDATE documents SET chunks = 0"),
+        ("operator", "DELETE FROM jobs"),
+        ("operator", "CREATE TABLE semantik.mine (id int)"),
+    ],
+)
+def test_each_role_may_do_its_own_part_alone(idle_cluster: Cluster, role: str, statement: str) -> None:
+    import psycopg
+
+    with idle_cluster.connection(role) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        connection.execute(statement)
+
+
+def test_an_unreachable_database_is_one_sentence(services: Services, idle_cluster: Cluster) -> None:
+    away = idle_cluster.settings(SEMANTIK_DATABASE_URL="postgresql://semantik_operator@127.0.0.1:1/semantik")
+    with pytest.raises(DatabaseUnavailable, match="semantik check"):
+        connect(away)
