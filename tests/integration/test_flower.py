@@ -5,27 +5,19 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+from services import Services, free_port
 
 from semantik import flower
 
 GOOD = "ops:c0rrect-horse-battery"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -49,27 +41,6 @@ def start(env: dict[str, str]) -> subprocess.Popen[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    program = shutil.which("redis-server")
-    assert program, "redis-server is needed: apt-get install redis-server"
-    port = free_port()
-    directory = tmp_path_factory.mktemp("redis")
-    process = subprocess.Popen(
-        [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(directory)],
-        stdout=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.05)
-    yield f"redis://127.0.0.1:{port}/0"
-    process.terminate()
-    process.wait(10)
-
-
 def heard(ready: socket.socket, process: subprocess.Popen[str]) -> bytes:
     """What the service manager hears, b"" when the process ends without a word."""
     deadline = time.monotonic() + 60
@@ -90,14 +61,16 @@ def get(url: str, credentials: str = "") -> int:
         return error.code
 
 
-def test_flower_asks_for_the_password_says_ready_and_keeps_its_state(redis_url: str, tmp_path: Path) -> None:
+def test_flower_asks_for_the_password_says_ready_and_keeps_its_state(
+    services: Services, tmp_path: Path
+) -> None:
     port = free_port()
     ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     ready.bind(str(tmp_path / "notify"))
     ready.settimeout(1)
     process = start(
         environment(
-            CELERY_BROKER_URL=redis_url,
+            CELERY_BROKER_URL=services.redis_url,
             FLOWER_BASIC_AUTH=GOOD,
             SEMANTIK_FLOWER_PORT=str(port),
             NOTIFY_SOCKET=str(tmp_path / "notify"),
