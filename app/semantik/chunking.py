@@ -46,6 +46,7 @@ class Chunk:
     """A slice of a document. `ids` are what the model gets: int64, special tokens and prompt included."""
 
     ordinal: int
+    offset: int  # of `text` in the document, characters
     text: str
     place: str | None  # label of the section that it starts in
     ids: NDArray[np.int64]
@@ -135,7 +136,7 @@ class Chunker:
         counts: ChunkCounts,
     ) -> Chunk:
         at = bisect_right(offsets, first) - 1
-        chunk = Chunk(counts.chunks, text[first:last], sections[at][1] if at >= 0 else None, ids)
+        chunk = Chunk(counts.chunks, first, text[first:last], sections[at][1] if at >= 0 else None, ids)
         counts.chunks += 1
         counts.tokens += len(ids)
         return chunk
@@ -213,7 +214,7 @@ class Chunker:
             ids = np.array(
                 self._tokenizer.encode(text[begin:end], add_special_tokens=False).ids, dtype=np.int64
             )
-            counts.split_words += begin > first
+            counts.split_words += begin > 0 and text[begin - 1].isalnum()
             counts.truncated_tokens += max(0, len(ids) - self._room)
             whole = np.concatenate((self._prefix, ids[: self._room], self._suffix))
             yield self._chunk(text, begin, end, whole, sections, offsets, counts)

@@ -399,13 +399,18 @@ def _batches(
 ) -> Iterator[list[tuple[int, Chunk]]]:
     """Take batches off the end of `pool`, which is sorted by length: the longest first.
 
-    A batch is at most `budget` tokens, padding included, or a single chunk.
+    A batch is at most `budget` tokens, padding included, or a single chunk. Once a quarter full, it takes no
+    chunk that would be padded by more than a third.
     """
     while pool:
         longest = len(pool[-1][1].ids)
         count = max(1, budget // longest)
         if keep_rest and count > len(pool):
             return
+        count = min(count, len(pool))
+        enough = budget // (4 * longest)
+        while count > max(1, enough) and 4 * len(pool[-count][1].ids) < 3 * longest:
+            count -= 1
         batch = pool[-count:]
         del pool[-count:]
         yield batch

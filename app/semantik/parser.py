@@ -224,7 +224,7 @@ class ParserClient:
             raise DocumentError(self._too_slow()) from None
         except EOFError:
             raise DocumentError(self._died(time.monotonic() - started)) from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             self._drop(kill=True)
             raise DocumentError(f"the parser's answer makes no sense: {error!r}"[:500]) from error
         return parsed
