@@ -1,7 +1,7 @@
 """The Celery application: `celery --app semantik.celery_app worker ...`, and what sends to it.
 
-Which kind of worker a process becomes is SEMANTIK_ROLE, set by its unit; the `semantik` command, the scheduler and
-Flower import the same application with no role.
+Which kind of worker a process becomes is SEMANTIK_ROLE, set by its unit; the `semantik` command, the
+scheduler and Flower import the same application with no role.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ def make_app(settings: Settings) -> Celery:
 
 
 settings = load()
-# Celery prefers these variables to its settings; those have the passwords from the unit's credentials in them.
+# Celery prefers these variables to its settings; those have the passwords from the unit's credentials in
+# them.
 for _name in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"):
     os.environ.pop(_name, None)
 app = make_app(settings)

@@ -76,8 +76,8 @@ def create(connection: Connection, settings: Settings, name: str) -> Collection:
         )
     if not settings.model or not settings.model_revision or settings.model_dim < 1:
         raise SettingsError(
-            "SEMANTIK_MODEL, SEMANTIK_MODEL_REVISION and SEMANTIK_MODEL_DIM say what a new collection is embedded "
-            "with, and are not all set: they stand in /etc/semantik/semantik.env on the cluster's hosts"
+            "SEMANTIK_MODEL, SEMANTIK_MODEL_REVISION and SEMANTIK_MODEL_DIM say what a new collection is "
+            "embedded with, and are not all set: see /etc/semantik/semantik.env on the cluster's hosts"
         )
     if settings.model_dim > MAX_DIMENSIONS:
         raise Refused(

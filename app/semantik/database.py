@@ -22,7 +22,8 @@ WAKE = "semantik"
 #: The id of a cancelled job is the payload on this channel: workers stop within a batch.
 CANCELLED = "semantik_cancelled"
 
-#: The server's side watches too: a host without power must not hold its locks until the kernel's two hours end.
+#: The server's side watches too: a host without power must not hold its locks until the kernel's two hours
+#: end.
 _SESSION = " ".join(
     f"-c {setting}"
     for setting in (
@@ -38,7 +39,8 @@ _SESSION = " ".join(
 Connection = psycopg.Connection[tuple[Any, ...]]
 T = TypeVar("T")
 
-#: What a lost connection, a restart or a failover looks like. Everything else is a mistake that a retry repeats.
+#: What a lost connection, a restart or a failover looks like. Everything else is a mistake that a retry
+#: repeats.
 _PASSING = (
     "08",  # connection exceptions
     "57P01",  # the administrator ended the session or shut down
@@ -96,7 +98,7 @@ def passes(error: BaseException) -> bool:
 
 
 def backoff(first: float = 0.2, most: float = 10.0) -> Iterator[float]:
-    """Yield seconds to wait before each new attempt, doubling, with jitter so that hosts do not return as one."""
+    """Yield seconds to wait before each new attempt: doubling, with jitter so that hosts spread."""
     seconds = first
     while True:
         yield seconds * random.uniform(0.5, 1.0)  # noqa: S311 (spreads load, guards nothing)

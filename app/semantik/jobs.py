@@ -92,8 +92,9 @@ def submit(
             settings.model_revision,
         ):
             raise Refused(
-                f"collection {collection!r} was embedded with {found.model} {found.model_revision[:8]}, this cluster "
-                f"has {settings.model} {settings.model_revision[:8]}: choose another collection, or drop this one"
+                f"collection {collection!r} was embedded with {found.model} {found.model_revision[:8]}, "
+                f"this cluster has {settings.model} {settings.model_revision[:8]}: choose another "
+                "collection, or drop this one"
             )
         row = connection.execute(
             query("jobs.insert"),
@@ -160,7 +161,7 @@ def failures(connection: Connection, job_id: UUID | str) -> list[Failure]:
 
 
 def cancel(connection: Connection, job_id: UUID | str) -> Job:
-    """Stop the job: its fences rise, so that no late commit lands. Raises NotFound, Refused when it has ended."""
+    """Stop the job; its fences rise, so no late commit lands. Raises NotFound, Refused when it has ended."""
     job = get(connection, job_id)
     try:
         with connection.transaction():

@@ -1,7 +1,7 @@
 """Holding work: a lease in the database, renewed by a thread with a connection of its own.
 
-The thread also tells the database that this process lives, and hears of cancelled jobs at once. It renews only
-while the work advances: a process that hangs loses its lease as a dead one does.
+The thread also tells the database that this process lives, and hears of cancelled jobs at once. It renews
+only while the work advances: a process that hangs loses its lease as a dead one does.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _GLANCE = 1.0
 
 
 def stall_seconds(settings: Settings) -> float:
-    """Return for how long work may stand still: two documents that time out, and the time to write a shard."""
+    """Return how long work may stand still: while two documents time out and a shard is written."""
     return 2 * settings.parse_seconds + 60
 
 
@@ -92,9 +92,10 @@ class Keeper(threading.Thread):
                         self._turn(connection)
                         pauses = backoff()
             except Exception as error:
-                if not passes(error):
+                if passes(error):
+                    event(log, "database away", level=logging.WARNING, error=error)
+                else:
                     log.exception("the thread that keeps leases failed, and goes on")
-                event(log, "database away", level=logging.WARNING, error=error)
                 self._ended.wait(next(pauses))
 
     def _turn(self, connection: Connection) -> None:

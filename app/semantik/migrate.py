@@ -1,7 +1,7 @@
 """The schema's migrations: `python -m semantik.migrate [--check]`, run once per deploy by the control role.
 
-Each file of sql/migrations is applied once, in the order of its name, in one transaction together with its row in
-`migrations`. An applied file never changes: its checksum is recorded and compared.
+Each file of sql/migrations is applied once, in the order of its name, in one transaction together with its
+row in `migrations`. An applied file never changes: its checksum is recorded and compared.
 Exit status: 0 done, 1 failed, 3 with --check and something to apply.
 """
 
@@ -49,7 +49,7 @@ def migrations() -> list[Migration]:
 
 
 def pending(connection: Connection, known: list[Migration]) -> list[Migration]:
-    """Return what is not applied yet. Raises Refused when an applied migration is not the one that is known."""
+    """Return what is not applied yet. Raises Refused when an applied migration is not the known one."""
     if connection.execute("SELECT to_regclass('semantik.migrations')").fetchone() == (None,):
         return known
     applied: dict[str, str] = dict(
@@ -63,14 +63,14 @@ def pending(connection: Connection, known: list[Migration]) -> list[Migration]:
     for migration in known:
         if applied.get(migration.name, migration.checksum) != migration.checksum:
             raise Refused(
-                f"{migration.name} was applied from a file that differs from this release's: applied migrations "
-                "never change, put the difference into a new file"
+                f"{migration.name} was applied from a file that differs from this release's: applied "
+                "migrations never change, put the difference into a new file"
             )
     return [migration for migration in known if migration.name not in applied]
 
 
 def prepare(connection: Connection) -> None:
-    """Take the owner's role and make the schema. Raises Refused naming what role postgresql has to make first."""
+    """Take the owner's role and make the schema. Raises Refused naming what role postgresql lacks."""
     missing = [
         role
         for role in (OWNER, *ROLES)
@@ -82,16 +82,17 @@ def prepare(connection: Connection) -> None:
         )
     if connection.execute("SELECT to_regtype('halfvec')").fetchone() == (None,):
         raise Refused(
-            "the database has no type halfvec: run site.yml for the group 'postgresql', which installs pgvector, "
-            "or as a superuser CREATE EXTENSION vector"
+            "the database has no type halfvec: run site.yml for the group 'postgresql', which installs "
+            "pgvector, or as a superuser CREATE EXTENSION vector"
         )
     for role in ("pg_signal_backend", "pg_read_all_stats"):
         if connection.execute(
             "SELECT pg_has_role('semantik_scheduler', %s, 'USAGE')", (role,)
         ).fetchone() == (False,):
             raise Refused(
-                f"semantik_scheduler is no member of {role}, and could not end the session of a worker that hangs: "
-                f"run site.yml for the group 'postgresql', or as a superuser GRANT {role} TO semantik_scheduler"
+                f"semantik_scheduler is no member of {role}, and could not end the session of a worker that "
+                "hangs: run site.yml for the group 'postgresql', or as a superuser "
+                f"GRANT {role} TO semantik_scheduler"
             )
     connection.execute(f"SET LOCAL ROLE {OWNER}")
     connection.execute("CREATE SCHEMA IF NOT EXISTS semantik")

@@ -1,7 +1,7 @@
 """Planning: a listing becomes shards, in one transaction whose last statement checks the fence.
 
-The listing streams into a temporary table and everything after it is set-based, so that memory does not depend on
-the number of documents. Starting over is harmless: nothing of a planning that broke off remains.
+The listing streams into a temporary table and everything after it is set-based, so that memory does not
+depend on the number of documents. Starting over is harmless: nothing of a planning that broke off remains.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from semantik.settings import Settings
 
 log = logging.getLogger("semantik.planner")
 
-#: Source bytes per second of a slot that has not measured its speed: a small model on two CPU cores, and on a GPU.
+#: Source bytes per second of a slot that has not measured its speed: a small model on two CPU cores, and on a
+#: GPU.
 CPU_RATE, GPU_RATE = 20_000.0, 1_000_000.0
 #: Seconds of work below which a shard costs more to hand out than it spreads.
 SHORTEST_SHARD = 5.0
@@ -216,10 +217,10 @@ class Planner:
 
 
 def shard_bytes(total: int, *, rate: float, slots: int, seconds: float) -> float:
-    """Return how many source bytes a shard should have, for `total` bytes at `rate` bytes/s on each of `slots`.
+    """Return the source bytes of a shard, for `total` bytes at `rate` bytes/s on each of `slots`.
 
-    `seconds` of work; less when the job is so small that some slots would get nothing to do, but never so little
-    that handing it out costs more than doing it.
+    `seconds` of work; less when the job is so small that some slots would get nothing to do, but never so
+    little that handing it out costs more than doing it.
     """
     even = total / (max(slots, 1) * SPREAD)
     return max(1.0, min(rate * seconds, max(even, rate * min(SHORTEST_SHARD, seconds))))
@@ -235,6 +236,6 @@ def _guard(job: _Job, listed: int, known: int, gone: int, complete: bool) -> Non
         )
     if complete and gone * 2 > known:
         raise Refused(
-            f"{gone} of the {known} documents held from {job.uri} are gone, more than half: is the share mounted? "
-            "If they were removed on purpose, submit with --allow-removal"
+            f"{gone} of the {known} documents held from {job.uri} are gone, more than half: is the share "
+            "mounted? If they were removed on purpose, submit with --allow-removal"
         )

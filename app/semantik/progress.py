@@ -1,4 +1,4 @@
-"""How far a job is: one row of numbers, from one statement, for `semantik watch` and the Celery task state."""
+"""How far a job is: one row of numbers, from one statement, for `semantik watch` and Celery's task state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from semantik.exceptions import NotFound
 
 @dataclass(frozen=True)
 class Progress:
-    """A job's progress. `documents_*` and `failed` count the documents planned: new, changed or removed ones."""
+    """A job's progress. What is counted are the documents planned: new, changed or removed ones."""
 
     state: str
     documents_total: int

@@ -1,7 +1,7 @@
 """What a worker's parent and its children tell each other: numbers in shared memory, made before the fork.
 
-No pipe, no lock and no broker is involved, so it works while any of them hangs. Times are CLOCK_MONOTONIC, which
-all processes of a host share; an aligned 8-byte store is one store on every machine this runs on.
+No pipe, no lock and no broker is involved, so it works while any of them hangs. Times are CLOCK_MONOTONIC,
+which all processes of a host share; an aligned 8-byte store is one store on every machine this runs on.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The one loop that moves jobs on: `python -m semantik.scheduler`, run by semantik-scheduler.service.
 
-It starts jobs, hands shards out, takes back what dead workers held, closes jobs, reports them to Celery, builds
-indexes and forgets old jobs. It is no Celery task: what watches the queue must not wait in it. An advisory lock
-lets one work; a second waits for it.
+It starts jobs, hands shards out, takes back what dead workers held, closes jobs, reports them to Celery,
+builds indexes and forgets old jobs. It is no Celery task: what watches the queue must not wait in it. An
+advisory lock lets one work; a second waits for it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+import psycopg
 
 from semantik import jobs, reports
 from semantik.broker import reach
@@ -51,6 +53,8 @@ class Scheduler:
         self._broker_away = False
         self._reported: dict[str, Progress] = {}
         self._purge_due = 0.0
+        self._reap_due = 0.0
+        self._report_due = 0.0
         self._build: threading.Thread | None = None
 
     # --- the loop ---
@@ -97,6 +101,8 @@ class Scheduler:
         connection.execute(f"LISTEN {WAKE}")
         if not self._building():
             connection.execute(query("scheduler.forget_builds"))
+        # After an outage of the database every lease has run out, and those who hold them come back first.
+        self._reap_due = time.monotonic() + self.settings.renew_seconds
         while not self.stopping.is_set():
             self.turn(connection)
             self._wait(_REST)
@@ -113,7 +119,8 @@ class Scheduler:
     def turn(self, connection: Connection) -> None:
         """Do once all there is to do: what needs the database alone first, then what needs Redis."""
         heartbeat(connection, "scheduler", self.settings.host)
-        self.reap(connection)
+        if time.monotonic() >= self._reap_due:
+            self.reap(connection)
         for (job,) in connection.execute(query("scheduler.running")).fetchall():
             if state := jobs.close(connection, job):
                 event(log, "job ended", job=job, state=state)
@@ -154,20 +161,10 @@ class Scheduler:
         """Free expired leases, of shards and of plans, after the sessions of those that held them."""
         settings = self.settings
         connection.execute(query("scheduler.end_expired_shards"))
-        with connection.transaction():
-            # A row that is locked all the same is the next turn's.
-            connection.execute("SET LOCAL lock_timeout = '2s'")
-            rows = connection.execute(
-                query("scheduler.reap_shards"), {"limit": settings.expiry_limit}
-            ).fetchall()
-            for shard, job, slot, expiries, state in rows:
-                event(
-                    log, "lease ran out", level=logging.WARNING,
-                    job=job, shard=shard, slot=slot, expiries=expiries, state=state,
-                )  # fmt: skip
-                if state == "failed":
-                    reason = f"given up: the lease of its shard ran out {expiries} times, the last on {slot}"
-                    connection.execute(query("shards.fail_documents"), {"shard": shard, "reason": reason})
+        try:
+            self._reap_shards(connection)
+        except psycopg.errors.LockNotAvailable as error:
+            event(log, "a row is locked; the next turn takes it", level=logging.WARNING, error=error)
         connection.execute(query("scheduler.end_expired_plans"))
         for job, planner, attempts in connection.execute(query("scheduler.reap_plans")).fetchall():
             event(
@@ -183,10 +180,25 @@ class Scheduler:
         ).fetchall():
             event(log, "job failed: planning broke off too often", level=logging.ERROR, job=job)
 
+    def _reap_shards(self, connection: Connection) -> None:
+        with connection.transaction():
+            connection.execute("SET LOCAL lock_timeout = '2s'")
+            values = {"limit": self.settings.expiry_limit}
+            for shard, job, slot, expiries, state in connection.execute(
+                query("scheduler.reap_shards"), values
+            ).fetchall():
+                event(
+                    log, "lease ran out", level=logging.WARNING,
+                    job=job, shard=shard, slot=slot, expiries=expiries, state=state,
+                )  # fmt: skip
+                if state == "failed":
+                    reason = f"given up: the lease of its shard ran out {expiries} times, the last on {slot}"
+                    connection.execute(query("shards.fail_documents"), {"shard": shard, "reason": reason})
+
     # --- handing out ---
 
     def send_plans(self, connection: Connection, broker: Any) -> None:
-        """Send the messages of jobs that wait for the planner; again when Redis holds fewer than there should be."""
+        """Send the messages of jobs that wait for the planner; again when Redis holds too few."""
         waiting = connection.execute(query("scheduler.unplanned"), {"grace": self._grace}).fetchall()
         if not waiting:
             return
@@ -212,7 +224,7 @@ class Scheduler:
         ).fetchone()
         if window is None or not window[0]:
             return
-        # Rows first, then messages: a message that is lost is sent again, one without its row would be refused.
+        # Rows first, then messages: one that is lost is sent again, one without its row would be refused.
         for shard, job in connection.execute(query("scheduler.hand_out"), {"window": window[0]}).fetchall():
             self._send_shard(broker, shard)
             event(log, "handed out", job=job, shard=shard)
@@ -228,6 +240,16 @@ class Scheduler:
 
     def report(self, connection: Connection, broker: Any) -> None:
         """Write active jobs' progress and ended jobs' results where Celery looks for them."""
+        if time.monotonic() >= self._report_due:
+            self._report_progress(connection)
+            # Counting a large job's documents costs the database more than a number is worth that often.
+            self._report_due = time.monotonic() + self.settings.tick_seconds / 5
+        for row in connection.execute(query("scheduler.unreported")).fetchall():
+            ended = reports.Ended(*row)
+            reports.ended(self.app, broker, ended, progress_of(connection, ended.id))
+            connection.execute(query("scheduler.reported"), {"job": ended.id})
+
+    def _report_progress(self, connection: Connection) -> None:
         active: dict[str, str | None] = dict(connection.execute(query("scheduler.active")).fetchall())
         for job, planner in active.items():
             now = progress_of(connection, job)
@@ -235,10 +257,6 @@ class Scheduler:
                 reports.progress(self.app, job, planner, now)
                 self._reported[job] = now
         self._reported = {job: seen for job, seen in self._reported.items() if job in active}
-        for row in connection.execute(query("scheduler.unreported")).fetchall():
-            ended = reports.Ended(*row)
-            reports.ended(self.app, broker, ended, progress_of(connection, ended.id))
-            connection.execute(query("scheduler.reported"), {"job": ended.id})
 
     # --- housekeeping ---
 
@@ -246,7 +264,7 @@ class Scheduler:
         return self._build is not None and self._build.is_alive()
 
     def build_indexes(self, connection: Connection) -> None:
-        """Build one HNSW index at a time, beside the loop, for collections that have outgrown exact search."""
+        """Build one HNSW index at a time, beside the loop, where a collection has outgrown exact search."""
         if self._building():
             return
         values = {"exact": self.settings.exact_search_chunks}

@@ -58,7 +58,7 @@ class Settings:
     visibility_seconds: int = 21_600  # SEMANTIK_VISIBILITY_SECONDS: far above the longest shard
     exact_search_chunks: int = 50_000  # SEMANTIK_EXACT_SEARCH_CHUNKS: above it, an HNSW index
     role: str = ""  # SEMANTIK_ROLE: worker, query or planner, set by the unit; empty for everything else
-    imports: str = ""  # SEMANTIK_IMPORTS: module,module with tasks of the users' own, for every Celery process
+    imports: str = ""  # SEMANTIK_IMPORTS: module,module with tasks of the users' own, for every worker
     gpu_name: str = ""  # SEMANTIK_GPU_NAME: this slot's card, as nvidia-smi names it
     model_max_tokens: int = 0  # SEMANTIK_MODEL_MAX_TOKENS: the model's limit, special tokens included
     runtime_dir: str = ""  # RUNTIME_DIRECTORY: of the unit; empty for a directory of this user's own

@@ -167,8 +167,8 @@ def open_source(uri: str, *, most_bytes: int = 0) -> int:
     """Return a descriptor to read the document at `uri`; the caller closes it.
 
     A path is opened where it is; what another scheme names is copied into an anonymous file first, up to
-    `most_bytes` (0: no limit). Raises FileNotFoundError when it has vanished, DocumentError when it is no regular
-    file, cannot be read or is larger.
+    `most_bytes` (0: no limit). Raises FileNotFoundError when it has vanished, DocumentError when it is no
+    regular file, cannot be read or is larger.
     """
     if not is_local(uri):
         return _fetch(uri, most_bytes)
@@ -216,7 +216,7 @@ def _too_large(most_bytes: int) -> DocumentError:
 
 
 def visible(root: str) -> bool:
-    """Return whether anything is at `root` on this host: false for an unmounted share, even where its mountpoint is.
+    """Return whether anything is at `root` on this host: false for an unmounted share's empty mountpoint.
 
     Tells a document that was removed from one that this host cannot see.
     """

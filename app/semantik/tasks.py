@@ -12,7 +12,6 @@ from semantik.celery_app import app
 from semantik.exceptions import SemantikError
 from semantik.worker import current
 
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -58,8 +57,8 @@ def embed_query_task(text: str) -> list[float]:
 def test_task() -> dict[str, Any]:
     """Compute on this slot's device, compare with the CPU, and say who answered.
 
-    Sent to queue slot.<host>.<n>, which one worker alone consumes. Raises SemantikError when the device computes
-    something else than the CPU.
+    Sent to queue slot.<host>.<n>, which one worker alone consumes. Raises SemantikError when the device
+    computes something else than the CPU.
     """
     import torch
 

@@ -1,7 +1,7 @@
 """What makes a Celery worker one of this cluster's: its model, its slot, its watchdog and its crashes.
 
-The parent process never imports torch, starts no query and holds no lease; it watches. The one child (Celery's
-prefork pool, concurrency 1 per GPU) loads the model once and does the work.
+The parent process never imports torch, starts no query and holds no lease; it watches. The one child
+(Celery's prefork pool, concurrency 1 per GPU) loads the model once and does the work.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import billiard
 from celery import Celery, bootsteps, signals
+from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.request import Request
 
 from semantik import notes
@@ -32,7 +34,7 @@ from semantik.slots import Slot, heartbeat
 
 if TYPE_CHECKING:
     from semantik.model import Model
-    from semantik.shards import Runner
+    from semantik.runner import Runner
 
 log = logging.getLogger("semantik.worker")
 
@@ -71,7 +73,8 @@ def current() -> Child:
     """Return this process's Child. Raises SettingsError outside a worker of this cluster."""
     if _child is None:
         raise SettingsError(
-            "this task runs in a worker started by semantik's units: SEMANTIK_ROLE is not set for this process"
+            "this task runs in a worker started by semantik's units: SEMANTIK_ROLE is not set for this "
+            "process"
         )
     return _child
 
@@ -90,6 +93,10 @@ def install(app: Celery, settings: Settings) -> None:
         # Shards and jobs are logged by their own ids; Celery's lines would say the same again.
         for name in ("celery.worker.strategy", "celery.app.trace", "sentence_transformers"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        # A lost child is one line of record_crash and one of the pool's, not a traceback through the pool.
+        logging.getLogger("celery.worker.request").setLevel(logging.CRITICAL)
+        # Tasks outlive a lost connection here on purpose; said at each loss, in eight lines.
+        warnings.simplefilter("ignore", CPendingDeprecationWarning)
         threading.Thread(target=_feed, args=(settings,), name="watchdog", daemon=True).start()
 
     def stopping(**_: Any) -> None:
@@ -115,7 +122,7 @@ def _turn() -> None:
 
 
 class LoopWatch(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Notes each second that the parent's loop turns; a new timer after each loss of the broker, which clears them."""
+    """Notes each second that the parent's loop turns, by a new timer after each loss of the broker."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -164,7 +171,7 @@ class ShardRequest(Request):  # type: ignore[misc]
 
 
 def record_crash(shard: int, reason: str) -> None:
-    """Free the lease that a dead child noted, and count the crash. Where the database is away, the note stays."""
+    """Free the lease that a dead child noted and count the crash; the note stays if the database is away."""
     from semantik.celery_app import settings
     from semantik.shards import crashed
 
@@ -227,7 +234,7 @@ def _start_planner(child: Child, node: str, index: int) -> None:
 
 def _start_model(child: Child, index: int) -> None:
     from semantik.model import load_model
-    from semantik.shards import Runner
+    from semantik.runner import Runner
 
     settings = child.settings
     pulse = _pulse.child(index)
@@ -238,8 +245,8 @@ def _start_model(child: Child, index: int) -> None:
     started = time.monotonic()
     child.model = load_model(settings)
     event(
-        log, "model loaded", model=child.model.name, revision=child.model.revision[:8], device=child.model.device,
-        gpu=settings.gpu_name or None, seconds=time.monotonic() - started,
+        log, "model loaded", model=child.model.name, revision=child.model.revision[:8],
+        device=child.model.device, gpu=settings.gpu_name or None, seconds=time.monotonic() - started,
     )  # fmt: skip
     if child.slot is not None and child.keeper is not None:
         slot = child.slot

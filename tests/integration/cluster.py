@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from services import Services, wait_for
 
 from semantik import jobs, settings
 from semantik.database import connect
 from semantik.jobs import Job
-from services import Services, wait_for
 
 APP = Path(settings.__file__).parents[1]
 ENDED = ("completed", "completed_with_errors", "failed", "cancelled")
@@ -34,6 +35,7 @@ FAST = {
     "SEMANTIK_SHARD_DOCUMENTS": "20",
     "SEMANTIK_DEVICE": "cpu",
     "SEMANTIK_THREADS": "1",
+    "SEMANTIK_TOKEN_BUDGET": "400",
     "SEMANTIK_PARSER_COUNT": "1",
     "SEMANTIK_HOST": "here",
     "SEMANTIK_EXACT_SEARCH_CHUNKS": "100",
@@ -49,6 +51,7 @@ class Cluster:
     directory: Path
     model: dict[str, str]
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _sockets: dict[str, socket.socket] = field(default_factory=dict)
 
     @functools.cached_property
     def app(self) -> Any:
@@ -90,10 +93,25 @@ class Cluster:
         return settings.load(self.environment(role, **more))
 
     def start(self, name: str, command: list[str], env: dict[str, str]) -> None:
+        """Start a part; what it tells systemd comes to `told`."""
+        told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        address = self.directory / f"notify-{name}-{len(self._sockets)}"
+        told.bind(str(address))
+        told.setblocking(False)
+        self._sockets[name] = told
+        env = {**env, "NOTIFY_SOCKET": str(address)}
         with self.log(name).open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
+
+    def told(self, name: str) -> list[str]:
+        """Return what a part has told systemd since the last call, a state each."""
+        states: list[str] = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                states += self._sockets[name].recv(4096).decode().splitlines()
+        return states
 
     def log(self, name: str) -> Path:
         return self.directory / f"{name}.log"
@@ -128,14 +146,13 @@ class Cluster:
             "--without-mingle", "--loglevel", "INFO",
         ]  # fmt: skip
 
-    def wait_live(self, *slots: str, seconds: float = 60.0) -> None:
-        wanted = set(slots)
+    def wait_live(self, *, least: int, seconds: float = 90.0) -> None:
+        live = "SELECT slot FROM slots WHERE state IN ('idle', 'busy') AND last_seen > now() - interval '5 s'"
         wait_for(
-            lambda: wanted <= {row[0] for row in self.rows(
-                "SELECT slot FROM slots WHERE state IN ('idle', 'busy') AND last_seen > now() - interval '5 s'"
-            )},
-            seconds=seconds, what=f"slots {wanted}; logs in {self.directory}",
-        )  # fmt: skip
+            lambda: len(self.rows(live)) >= least,
+            seconds=seconds,
+            what=f"{least} live slots; logs in {self.directory}",
+        )
 
     def stop(self, name: str, sig: int = signal.SIGTERM, seconds: float = 30.0) -> int:
         """Stop a part, its whole group when it is killed, and return its exit status."""
@@ -158,6 +175,8 @@ class Cluster:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.processes[name].pid, signal.SIGKILL)
             self.processes[name].wait(30)
+        for told in self._sockets.values():
+            told.close()
 
     # --- jobs ---
 
@@ -170,7 +189,9 @@ class Cluster:
 
     def submit(self, uri: Path | str, collection: str, *, send: bool = True, **options: Any) -> Job:
         with self.connection() as connection:
-            job = jobs.submit(connection, self.settings(), str(uri), collection, submitted_by="test", **options)
+            job = jobs.submit(
+                connection, self.settings(), str(uri), collection, submitted_by="test", **options
+            )
         if send:
             jobs.send(self.app, job.id)
         return job
@@ -183,7 +204,9 @@ class Cluster:
         """Wait for the job's end and check what must hold of every job that ended."""
         deadline = time.monotonic() + seconds
         while (now := self.get(job)).state not in ENDED:
-            assert time.monotonic() < deadline, f"job {job.id} is {now} after {seconds} s; logs in {self.directory}"
+            assert time.monotonic() < deadline, (
+                f"job {job.id} is {now} after {seconds} s; logs in {self.directory}"
+            )
             time.sleep(0.2)
         self.check_collection(now.collection)
         return now
@@ -217,5 +240,7 @@ class Cluster:
 
     def outcomes(self, job: Job) -> dict[str, int]:
         return dict(
-            self.rows("SELECT outcome, count(*) FROM job_documents WHERE job_id = %s GROUP BY outcome", str(job.id))
+            self.rows(
+                "SELECT outcome, count(*) FROM job_documents WHERE job_id = %s GROUP BY outcome", str(job.id)
+            )
         )

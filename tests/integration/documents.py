@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-WORDS = "the river carried grain past towers while merchants counted silver under lanterns of green glass".split()
+WORDS = (
+    "the river carried grain past towers while merchants counted silver under lanterns of green glass"
+).split()
 
 
 def write(folder: Path, count: int, words: int = 120, seed: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Imported by every worker under test (SEMANTIK_IMPORTS): a task as users write them, and faults on demand."""
+"""Imported by every worker under test (SEMANTIK_IMPORTS): a user's task, and faults on demand."""
 
 from __future__ import annotations
 

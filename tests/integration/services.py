@@ -34,7 +34,9 @@ T = TypeVar("T")
 def tree() -> Path:
     """Return the Debian tree with both services, making it when there is none (half a minute)."""
     if os.geteuid() != 0:
-        raise PermissionError("the integration tests start PostgreSQL and Redis in a tree of their own: run as root")
+        raise PermissionError(
+            "the integration tests start PostgreSQL and Redis in a tree of their own: run as root"
+        )
     if shutil.which("mmdebstrap") is None:
         raise FileNotFoundError("mmdebstrap is missing: apt-get install mmdebstrap")
     name = hashlib.sha256(" ".join((SUITE, *PACKAGES)).encode()).hexdigest()[:12]
@@ -93,7 +95,9 @@ class Services:
 
     def _spawn(self, name: str, command: list[str]) -> None:
         with (self.directory / f"{name}.log").open("ab") as log:
-            self._processes[name] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={"LANG": "C.UTF-8"})
+            self._processes[name] = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env={"LANG": "C.UTF-8"}
+            )
 
     def prepare(self) -> None:
         for name, user in (("postgres", "postgres"), ("redis", "redis")):
@@ -113,7 +117,9 @@ class Services:
             "fsync": "off", "dynamic_shared_memory_type": "mmap", "max_connections": "60", "jit": "off",
         }  # fmt: skip
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        self._spawn("postgres", self._chroot("postgres", f"{BIN}/postgres", "-D", self._inside("postgres"), *options))
+        self._spawn(
+            "postgres", self._chroot("postgres", f"{BIN}/postgres", "-D", self._inside("postgres"), *options)
+        )
 
         def answers() -> bool:
             try:

@@ -26,9 +26,7 @@ class Bench:
         with cluster.connection() as operator:
             self.job = str(jobs.submit(operator, cluster.settings(), str(folder), folder.name).id)
         with cluster.services.superuser() as connection:
-            connection.execute(
-                "UPDATE jobs SET state = 'running', planned = true WHERE id = %s", (self.job,)
-            )
+            connection.execute("UPDATE jobs SET state = 'running', planned = true WHERE id = %s", (self.job,))
             row = connection.execute(
                 "INSERT INTO shards (job_id, number, documents, bytes) VALUES (%s, 1, %s, 10) RETURNING id",
                 (self.job, documents),
@@ -97,7 +95,7 @@ def test_a_slot_supersedes_its_own_lease(bench: Bench) -> None:
         second = bench.claim(two, "a:0")
         assert first and second
         assert second.fence == first.fence + 1
-        with pytest.raises(Exception, match="terminating|closed"):
+        with pytest.raises(Exception, match=r"terminating|closed"):
             one.execute("SELECT 1")
 
 
@@ -140,7 +138,7 @@ def test_the_reaper_ends_the_session_of_a_frozen_worker(bench: Bench) -> None:
         wait_for(lambda: bench.row("lease_until < now()") == (True,), what="the lease to run out")
         bench.reap()
         assert bench.row("state, expiries") == ("pending", 1)
-        with pytest.raises(Exception, match="terminating|closed"):
+        with pytest.raises(Exception, match=r"terminating|closed"):
             frozen.commit()
         assert bench.claim(next_one, "b:0") is not None
 
@@ -156,11 +154,9 @@ def test_leases_that_only_run_out_fail_the_shard_at_their_own_limit(bench: Bench
             assert bench.row("state, expiries, crashes") == (
                 "failed" if expiry == limit else "pending", expiry, 0,
             )  # fmt: skip
-            worker = bench.worker()  # noqa: PLW2901
+            worker = bench.worker()
         worker.close()
-    outcomes = bench.cluster.rows(
-        "SELECT outcome, error FROM job_documents WHERE shard_id = %s", bench.shard
-    )
+    outcomes = bench.cluster.rows("SELECT outcome, error FROM job_documents WHERE shard_id = %s", bench.shard)
     assert {outcome for outcome, _ in outcomes} == {"failed"}
     assert all(f"ran out {limit} times" in error for _, error in outcomes)
 
@@ -204,7 +200,9 @@ def test_cancel_raises_the_fences(bench: Bench) -> None:
         assert jobs.close(worker, bench.job) is None
 
 
-def test_a_collection_of_another_model_is_refused_and_leaves_no_job(idle_cluster: Cluster, tmp_path: Path) -> None:
+def test_a_collection_of_another_model_is_refused_and_leaves_no_job(
+    idle_cluster: Cluster, tmp_path: Path
+) -> None:
     with idle_cluster.connection() as operator:
         jobs.submit(operator, idle_cluster.settings(), str(tmp_path), "modelled")
         other = idle_cluster.settings(SEMANTIK_MODEL_REVISION="0" * 64)

@@ -30,7 +30,9 @@ def test_a_job_completes_and_the_next_finds_only_what_changed(cluster: Cluster, 
     assert again.state == "completed"
     assert (again.listed, again.unchanged, cluster.outcomes(again)) == (30, 30, {})
 
-    (folder / "document-0000.txt").write_text("Something else entirely is written here now.\n", encoding="utf-8")
+    (folder / "document-0000.txt").write_text(
+        "Something else entirely is written here now.\n", encoding="utf-8"
+    )
     os.utime(folder / "document-0001.txt", (time.time(), time.time() + 5))
     (folder / "document-0002.txt").unlink()
     (folder / "document-9999.txt").write_text("A new document.\n", encoding="utf-8")
@@ -145,12 +147,14 @@ def test_cancel_stops_a_job_and_keeps_the_collection_whole(cluster: Cluster, tmp
             with pytest.raises(Refused, match="already ended"):
                 jobs.cancel(connection, job.id)
         wait_for(
-            lambda: not cluster.rows("SELECT FROM slots WHERE state = 'busy'"), seconds=8, what="the slots to stop"
+            lambda: not cluster.rows("SELECT FROM slots WHERE state = 'busy'"),
+            seconds=8,
+            what="the slots to stop",
         )
     cluster.check_collection("cancelled")
-    assert cluster.rows("SELECT DISTINCT state FROM shards WHERE job_id = %s AND state <> 'done'", str(job.id)) == [
-        ("cancelled",)
-    ]
+    assert cluster.rows(
+        "SELECT DISTINCT state FROM shards WHERE job_id = %s AND state <> 'done'", str(job.id)
+    ) == [("cancelled",)]
     with pytest.raises(TaskRevokedError):
         cluster.app.AsyncResult(str(job.id)).get(timeout=10)
     assert cluster.finish(cluster.submit(folder, "cancelled")).state == "completed"
@@ -161,15 +165,26 @@ def test_a_large_collection_gets_its_index(cluster: Cluster, tmp_path: Path) -> 
     cluster.finish(cluster.submit(tmp_path / "docs", "indexed"))
     with cluster.connection() as connection:
         found = wait_for(
-            lambda: (now := collections.show(connection, "indexed")).index_state == "ready" and now, what="the index"
+            lambda: (now := collections.show(connection, "indexed")).index_state == "ready" and now,
+            what="the index",
         )
     assert cluster.rows("SELECT FROM pg_indexes WHERE indexname = %s", f"chunks_{found.id}_embedding")
 
 
-def test_each_slot_answers_for_itself_and_users_tasks_run(cluster: Cluster) -> None:
+def test_each_slot_answers_for_itself_and_users_tasks_run(full_cluster: Cluster) -> None:
+    cluster = full_cluster
     for number in (0, 1):
-        answer = cluster.app.send_task("semantik.tasks.test_task", queue=f"slot.here.{number}").get(timeout=20)
+        answer = cluster.app.send_task("semantik.tasks.test_task", queue=f"slot.here.{number}").get(
+            timeout=20
+        )
         assert (answer["host"], answer["slot"], answer["device"]) == ("here", f"here:{number}", "cpu")
         assert answer["model"] == "all-MiniLM-L6-v2"
     counted = cluster.app.send_task("faults.count_words", args=["three short words"], queue="slot.here.0")
     assert counted.get(timeout=20) == 3
+
+
+def test_each_part_tells_systemd_that_it_is_ready_and_alive(full_cluster: Cluster) -> None:
+    for name in ("scheduler", "planner", "query", "worker0", "worker1"):
+        told = full_cluster.told(name)
+        assert "READY=1" in told, name
+        assert "WATCHDOG=1" in told, name

@@ -1,4 +1,7 @@
-"""What a job survives. Each test takes a part away in the middle of one, and the job completes all the same."""
+"""What a job survives. Each test takes a part away in the middle of one, and the job completes all the same.
+
+Tests that take a slot away are followed by others, so that it loads its model again while those run.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,22 @@ from services import wait_for
 
 from semantik import jobs
 from semantik.exceptions import BrokerUnavailable
+
+
+def test_child_killed_in_the_middle_of_a_shard(full_cluster: Cluster, tmp_path: Path) -> None:
+    cluster = full_cluster
+    write(tmp_path / "docs", 60)
+    with cluster.slowed():
+        job = cluster.submit(tmp_path / "docs", "killed")
+        shard, slot = cluster.wait_running(job)
+        os.kill(cluster.child(f"worker{slot[-1]}"), signal.SIGKILL)
+        wait_for(
+            lambda: cluster.rows("SELECT crashes FROM shards WHERE id = %s", shard) == [(1,)],
+            what="the crash to be counted",
+        )
+    assert cluster.finish(job).state == "completed"
+    assert cluster.outcomes(job) == {"embedded": 60}
+    assert cluster.rows("SELECT crashes, expiries FROM shards WHERE id = %s", shard) == [(1, 0)]
 
 
 def test_redis_flushed_in_the_middle(cluster: Cluster, tmp_path: Path) -> None:
@@ -54,6 +73,21 @@ def test_redis_killed_in_the_middle(cluster: Cluster, tmp_path: Path) -> None:
     assert cluster.outcomes(job) == {"embedded": 60}
 
 
+def test_worker_killed_whole_in_the_middle_of_a_shard(full_cluster: Cluster, tmp_path: Path) -> None:
+    cluster = full_cluster
+    write(tmp_path / "docs", 60)
+    with cluster.slowed():
+        job = cluster.submit(tmp_path / "docs", "gone")
+        shard, slot = cluster.wait_running(job)
+        number = int(slot[-1])
+        cluster.stop(f"worker{number}", signal.SIGKILL)
+    # The other slot does it all, before the killed one is back.
+    assert cluster.finish(job).state == "completed"
+    cluster.start_worker(number)
+    assert cluster.outcomes(job) == {"embedded": 60}
+    assert cluster.rows("SELECT crashes, expiries FROM shards WHERE id = %s", shard) == [(0, 1)]
+
+
 def test_postgresql_restarted_in_the_middle(cluster: Cluster, tmp_path: Path) -> None:
     write(tmp_path / "docs", 60)
     with cluster.slowed():
@@ -65,20 +99,6 @@ def test_postgresql_restarted_in_the_middle(cluster: Cluster, tmp_path: Path) ->
     assert cluster.finish(job).state == "completed"
     assert cluster.outcomes(job) == {"embedded": 60}
     assert cluster.rows("SELECT sum(crashes) FROM shards WHERE job_id = %s", str(job.id)) == [(0,)]
-
-
-def test_scheduler_killed_and_its_second_takes_over(cluster: Cluster, tmp_path: Path) -> None:
-    write(tmp_path / "docs", 60)
-    cluster.start_scheduler("second")
-    wait_for(lambda: "another scheduler works" in cluster.log("second").read_text(), what="the second to wait")
-    with cluster.slowed():
-        job = cluster.submit(tmp_path / "docs", "scheduled")
-        cluster.wait_running(job)
-        cluster.stop("scheduler", signal.SIGKILL)
-    assert cluster.finish(job).state == "completed"
-    assert "semantik.scheduler: working" in cluster.log("second").read_text()
-    cluster.start_scheduler()
-    assert cluster.stop("second") == 0
 
 
 def test_planner_killed_in_the_middle_of_planning(cluster: Cluster, tmp_path: Path) -> None:
@@ -95,39 +115,13 @@ def test_planner_killed_in_the_middle_of_planning(cluster: Cluster, tmp_path: Pa
         )
     os.killpg(parent, signal.SIGCONT)
     assert cluster.finish(job).state == "completed"
-    assert cluster.rows("SELECT plan_attempts, planner FROM jobs WHERE id = %s", str(job.id)) == [(2, "planner@here")]
+    assert cluster.rows("SELECT plan_attempts, planner FROM jobs WHERE id = %s", str(job.id)) == [
+        (2, "planner@here")
+    ]
 
 
-def test_child_killed_in_the_middle_of_a_shard(cluster: Cluster, tmp_path: Path) -> None:
-    write(tmp_path / "docs", 60)
-    with cluster.slowed():
-        job = cluster.submit(tmp_path / "docs", "killed")
-        shard, slot = cluster.wait_running(job)
-        os.kill(cluster.child(f"worker{slot[-1]}"), signal.SIGKILL)
-        wait_for(
-            lambda: cluster.rows("SELECT crashes FROM shards WHERE id = %s", shard) == [(1,)],
-            what="the crash to be counted",
-        )
-    assert cluster.finish(job).state == "completed"
-    assert cluster.outcomes(job) == {"embedded": 60}
-    assert cluster.rows("SELECT crashes, expiries FROM shards WHERE id = %s", shard) == [(1, 0)]
-
-
-def test_worker_killed_whole_in_the_middle_of_a_shard(cluster: Cluster, tmp_path: Path) -> None:
-    write(tmp_path / "docs", 60)
-    with cluster.slowed():
-        job = cluster.submit(tmp_path / "docs", "gone")
-        shard, slot = cluster.wait_running(job)
-        number = int(slot[-1])
-        cluster.stop(f"worker{number}", signal.SIGKILL)
-    # The other slot does it all, before the killed one is back.
-    assert cluster.finish(job).state == "completed"
-    cluster.start_worker(number)
-    assert cluster.outcomes(job) == {"embedded": 60}
-    assert cluster.rows("SELECT crashes, expiries FROM shards WHERE id = %s", shard) == [(0, 1)]
-
-
-def test_worker_frozen_past_its_lease_and_woken(cluster: Cluster, tmp_path: Path) -> None:
+def test_worker_frozen_past_its_lease_and_woken(full_cluster: Cluster, tmp_path: Path) -> None:
+    cluster = full_cluster
     write(tmp_path / "docs", 60)
     with cluster.slowed():
         job = cluster.submit(tmp_path / "docs", "frozen")
@@ -144,7 +138,8 @@ def test_worker_frozen_past_its_lease_and_woken(cluster: Cluster, tmp_path: Path
     cluster.check_collection("frozen")
 
 
-def test_worker_stopped_gives_its_shard_back(cluster: Cluster, tmp_path: Path) -> None:
+def test_worker_stopped_gives_its_shard_back(full_cluster: Cluster, tmp_path: Path) -> None:
+    cluster = full_cluster
     write(tmp_path / "docs", 60)
     with cluster.slowed():
         job = cluster.submit(tmp_path / "docs", "drained")
@@ -158,7 +153,37 @@ def test_worker_stopped_gives_its_shard_back(cluster: Cluster, tmp_path: Path) -
     cluster.start_worker(number)
     assert cluster.outcomes(job) == {"embedded": 60}
     assert cluster.rows("SELECT crashes, expiries FROM shards WHERE id = %s", shard) == [(0, 0)]
-    assert f"given back: the service stops job={job.id} shard={shard}" in cluster.log(f"worker{number}").read_text()
+    assert (
+        f"given back: the service stops job={job.id} shard={shard}"
+        in cluster.log(f"worker{number}").read_text()
+    )
+
+
+def test_scheduler_killed_and_its_second_takes_over(cluster: Cluster, tmp_path: Path) -> None:
+    write(tmp_path / "docs", 60)
+    cluster.start_scheduler("second")
+    wait_for(
+        lambda: "another scheduler works" in cluster.log("second").read_text(), what="the second to wait"
+    )
+    with cluster.slowed():
+        job = cluster.submit(tmp_path / "docs", "scheduled")
+        cluster.wait_running(job)
+        cluster.stop("scheduler", signal.SIGKILL)
+    assert cluster.finish(job).state == "completed"
+    assert "semantik.scheduler: working" in cluster.log("second").read_text()
+    cluster.start_scheduler()
+    assert cluster.stop("second") == 0
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_worker_with_a_reason(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    cluster.start_worker(9, SEMANTIK_MODEL_DIR=str(tmp_path))
+    process = cluster.processes.pop("worker9")
+    assert process.wait(40) == 78
+    text = cluster.log("worker9").read_text()
+    assert "cannot start reason=" in text and "modules.json" in text
+    assert any(state.startswith("STATUS=cannot start") for state in cluster.told("worker9"))
 
 
 def test_poison_is_quarantined_and_the_rest_embedded(cluster: Cluster, tmp_path: Path) -> None:
@@ -173,11 +198,3 @@ def test_poison_is_quarantined_and_the_rest_embedded(cluster: Cluster, tmp_path:
     assert failure.error.startswith("quarantined: its worker crashed 3 times")
     ((attempts,),) = cluster.rows("SELECT max(attempt) FROM shards WHERE job_id = %s", str(job.id))
     assert attempts <= 3
-
-
-def test_a_model_that_cannot_be_loaded_ends_the_worker_with_a_reason(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.start_worker(9, SEMANTIK_MODEL_DIR=str(tmp_path))
-    process = cluster.processes.pop("worker9")
-    assert process.wait(40) == 78
-    text = cluster.log("worker9").read_text()
-    assert "cannot start reason=" in text and "modules.json" in text

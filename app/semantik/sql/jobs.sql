@@ -39,15 +39,17 @@ WHERE job_id = %(job)s AND state IN ('pending', 'queued', 'running')
 -- name: close
 -- Tried by whoever may have finished the last shard, in a transaction of its own, so that the last one sees all.
 UPDATE jobs j
-SET state = CASE WHEN d.failed = 0 THEN 'completed'
-                 WHEN d.failed = d.total AND j.unchanged = 0 THEN 'failed'
-                 ELSE 'completed_with_errors' END,
-    error = CASE WHEN d.failed > 0 AND d.failed = d.total AND j.unchanged = 0
-                 THEN format('none of %%s documents could be embedded; the first: %%s', d.total, d.first_error) END,
+SET (state, error) = (
+        SELECT CASE WHEN d.failed = 0 THEN 'completed'
+                    WHEN d.failed = d.total AND j.unchanged = 0 THEN 'failed'
+                    ELSE 'completed_with_errors' END,
+               CASE WHEN d.failed > 0 AND d.failed = d.total AND j.unchanged = 0
+                    THEN format('none of %%s documents could be embedded; the first: %%s', d.total, d.reason) END
+        FROM (SELECT count(*) AS total, count(*) FILTER (WHERE outcome = 'failed') AS failed,
+                     min(error) FILTER (WHERE outcome = 'failed') AS reason
+              FROM job_documents WHERE job_id = j.id) d
+    ),
     finished_at = now()
-FROM (SELECT count(*) AS total, count(*) FILTER (WHERE outcome = 'failed') AS failed,
-             min(error) FILTER (WHERE outcome = 'failed') AS first_error
-      FROM job_documents WHERE job_id = %(job)s) d
 WHERE j.id = %(job)s AND j.state = 'running' AND j.planned
   AND NOT EXISTS (SELECT FROM shards s WHERE s.job_id = j.id AND s.state IN ('pending', 'queued', 'running'))
 RETURNING j.state

@@ -1,0 +1,296 @@
+"""A shard's work: embed its documents and commit everything at once, or nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from pgvector import HalfVector
+from pgvector.psycopg import register_vector
+from psycopg import sql
+
+from semantik import jobs, notes, sources
+from semantik.database import WAKE, Connection, backoff, connect, passes, query
+from semantik.engine import Engine, Finished, Row, Source, Stopped
+from semantik.exceptions import FenceLost, ParserUnavailable
+from semantik.leases import Keeper
+from semantik.logs import event
+from semantik.pulse import ChildPulse, Pulse
+from semantik.settings import Settings
+from semantik.shards import Claim, ShardLease, claim, crashed, release
+from semantik.slots import Slot
+
+if TYPE_CHECKING:
+    from semantik.model import Model
+
+log = logging.getLogger("semantik.runner")
+
+#: What the worker exits with when its GPU can no longer be trusted.
+EX_SOFTWARE = 70
+#: Seconds that a slot without a parser waits before it takes a shard again.
+PARSER_PAUSE = 10.0
+
+
+def load_sources(connection: Connection, shard: int) -> list[Source]:
+    """Return the shard's documents that have no outcome yet."""
+    rows = connection.execute(query("shards.sources"), {"shard": shard}).fetchall()
+    # A document without chunks has nothing to skip to, whatever its hash.
+    return [
+        Source(key, uri, bytes(known) if known and chunks else None, size)
+        for key, uri, known, size, chunks in rows
+    ]
+
+
+@dataclass
+class Runner:
+    """Runs shards in a worker's child, one at a time."""
+
+    settings: Settings
+    model: Model
+    slot: Slot
+    keeper: Keeper
+    pulse: Pulse
+    child: ChildPulse
+
+    def run(self, shard: int) -> None:
+        """Do the shard, through outages of the database; leave it when it is another's or done."""
+        self.child.work()
+        self.slot.busy = True
+        try:
+            for pause in backoff():
+                try:
+                    with connect(self.settings, application_name=f"semantik shard {shard}") as connection:
+                        return self._attempt(connection, shard)
+                except Exception as error:
+                    if not passes(error):
+                        raise
+                    event(log, "waits for the database", level=logging.WARNING, shard=shard, error=error)
+                if self.pulse.draining:
+                    return None  # the reaper frees what this slot may still hold
+                self.child.advance()
+                time.sleep(pause)
+        finally:
+            self.keeper.release()
+            self.slot.busy = False
+            self.child.rest()
+
+    def _attempt(self, connection: Connection, shard: int) -> None:
+        if not self._settle_note(connection, shard):
+            return
+        held = claim(
+            connection,
+            shard,
+            slot=self.settings.slot,
+            lease_seconds=self.settings.lease_seconds,
+            model_revision=self.model.revision,
+        )
+        if held is None:
+            row = connection.execute(query("shards.state"), {"shard": shard}).fetchone()
+            event(log, "left", shard=shard, state=row[0] if row else "gone", slot=row[1] if row else None)
+            return
+        event(log, "claimed", job=held.job, shard=shard, attempt=held.attempt, documents=held.documents)
+        lease = ShardLease(held, self.settings.lease_seconds)
+        notes.write(self.settings, shard, held.fence)
+        self.keeper.hold(lease)
+        try:
+            self._work(connection, lease)
+        finally:
+            self.keeper.release()
+            notes.remove(self.settings, shard)
+
+    def _settle_note(self, connection: Connection, shard: int) -> bool:
+        """Count the crash of a child that died with the shard, if its parent could not; False if it lives."""
+        note = notes.read(self.settings, shard)
+        if note is None or note.pid == os.getpid():
+            return True
+        if note.parent == os.getppid():
+            if notes.alive(note.pid):
+                event(log, "left: a sibling has it", shard=shard, pid=note.pid)
+                return False
+            limit = self.settings.crash_limit
+            crashed(connection, shard, note.fence, note.documents, limit=limit, reason="the process died")
+        notes.remove(self.settings, shard)
+        return True
+
+    def _work(self, connection: Connection, lease: ShardLease) -> None:
+        held, started = lease.claim, time.monotonic()
+        try:
+            engine = Engine(
+                self.model,
+                self.settings,
+                chunk_tokens=held.chunk_tokens,
+                chunk_overlap=held.chunk_overlap,
+                opener=self._open,
+            )
+            finished, source_bytes = self._embed(connection, lease, engine)
+            self._commit(connection, lease, finished, engine.stats.waits)
+        except Stopped:
+            connection.rollback()
+            if lease.lost.is_set():
+                event(
+                    log,
+                    "dropped: cancelled, or another's now",
+                    level=logging.WARNING,
+                    job=held.job,
+                    shard=held.shard,
+                )
+            else:
+                self.keeper.release()
+                release(connection, held.shard, held.fence)
+                event(log, "given back: the service stops", job=held.job, shard=held.shard)
+            return
+        except ParserUnavailable as error:
+            self.keeper.release()
+            connection.rollback()
+            release(connection, held.shard, held.fence)
+            event(log, "given back", level=logging.ERROR, job=held.job, shard=held.shard, reason=error)
+            self._pause(PARSER_PAUSE)  # another slot may take it; this one must not spin
+            return
+        except FenceLost as error:
+            connection.rollback()
+            event(log, "commit refused", level=logging.WARNING, job=held.job, shard=held.shard, reason=error)
+            return
+        except Exception as error:
+            if passes(error):
+                raise
+            log.exception("shard failed job=%s shard=%s", held.job, held.shard)
+            self._failed(connection, lease, error)
+            return
+        seconds = time.monotonic() - started
+        self.slot.measured(source_bytes, lease.tokens, seconds)
+        event(
+            log, "committed", job=held.job, shard=held.shard, documents=len(finished), chunks=lease.chunks,
+            tokens=lease.tokens, seconds=seconds, tokens_per_second=lease.tokens / max(seconds, 1e-3),
+        )  # fmt: skip
+        if state := jobs.close(connection, held.job):
+            event(log, "job ended", job=held.job, state=state)
+
+    def _embed(self, connection: Connection, lease: ShardLease, engine: Engine) -> tuple[list[Finished], int]:
+        """Stream the rows into a temporary table; return what became of each document, and bytes embedded."""
+        held = lease.claim
+        documents = load_sources(connection, held.shard)
+        sizes = {source.key: source.size or 0 for source in documents}
+        register_vector(connection)
+        connection.execute(query("shards.make_rows"))
+        finished: list[Finished] = []
+        rows: dict[int, int] = {}
+        opened: set[int] = set()
+
+        def pulled() -> Iterator[Source]:
+            for source in documents:
+                opened.add(source.key)
+                yield source
+
+        def should_stop() -> bool:
+            # The batch that runs next; what was merely opened counts when no batch ever ran.
+            self._note(lease, engine.stats.inflight() or sorted(opened))
+            return lease.lost.is_set() or self.pulse.drained
+
+        with connection.cursor().copy("COPY shard_rows FROM STDIN (FORMAT BINARY)") as copy:
+            copy.set_types(["int8", "int4", "text", "text", "int4", "halfvec"])
+            for item in engine.run(pulled(), should_stop):
+                if isinstance(item, Row):
+                    vector = HalfVector(item.vector)
+                    copy.write_row((item.key, item.ordinal, item.text, item.place, item.token_count, vector))
+                    rows[item.key] = rows.get(item.key, 0) + 1
+                    lease.chunks += 1
+                    lease.tokens += item.token_count
+                else:
+                    finished.append(item)
+                    opened.discard(item.key)
+                    lease.documents_done += 1
+                    lease.truncated_tokens += item.truncated_tokens
+                self._advance(lease)
+        _check(documents, finished, rows)
+        embedded = sum(sizes[item.key] for item in finished if item.outcome == "embedded")
+        return self._vanished(held, finished), embedded
+
+    def _open(self, uri: str) -> int:
+        return sources.open_source(uri, most_bytes=self.settings.document_max_mb << 20)
+
+    def _vanished(self, held: Claim, finished: list[Finished]) -> list[Finished]:
+        """Tell documents that were removed from those that this host does not see, its share unmounted."""
+        gone = sum(item.outcome == "removed" for item in finished)
+        if not gone or (sources.visible(held.root) and (gone == 1 or gone * 2 <= len(finished))):
+            return finished
+        reason = f"not found on {self.settings.host}: is {held.root} mounted there?"
+        return [
+            replace(item, outcome="failed", error=reason) if item.outcome == "removed" else item
+            for item in finished
+        ]
+
+    def _commit(
+        self, connection: Connection, lease: ShardLease, finished: Sequence[Finished], waits: dict[str, float]
+    ) -> None:
+        """Replace the documents' chunks, mark documents and shard, in the transaction that holds the rows."""
+        held = lease.claim
+        values = {"job": held.job, "shard": held.shard, "fence": held.fence, **lease.counts()}
+        values["waits"] = json.dumps({stage: round(seconds, 3) for stage, seconds in waits.items()})
+        connection.execute(query("shards.make_finished"))
+        with connection.cursor().copy("COPY shard_finished FROM STDIN (FORMAT BINARY)") as copy:
+            copy.set_types(["int8", "text", "text", "bytea", "int4", "int8", "int8"])
+            for item in finished:
+                copy.write_row(
+                    (
+                        item.key, item.outcome, item.error, item.content_hash, item.chunks, item.tokens,
+                        item.truncated_tokens,
+                    )
+                )  # fmt: skip
+        for statement in (
+            "delete_chunks", "insert_chunks", "update_documents", "delete_documents", "update_job_documents",
+        ):  # fmt: skip
+            self._advance(lease)
+            composed = sql.SQL(query(f"shards.{statement}")).format(
+                chunks=sql.Identifier(f"chunks_{held.collection}")
+            )
+            connection.execute(composed, values)
+        self.keeper.release()
+        if connection.execute(query("shards.done"), values).rowcount != 1:
+            raise FenceLost(f"fence {held.fence} is not the shard's any more")
+        connection.execute("SELECT pg_notify(%s, '')", (WAKE,))
+        connection.commit()
+
+    def _failed(self, connection: Connection, lease: ShardLease, error: Exception) -> None:
+        """Count an unforeseen error as a crash: it must not loop, and a document may be the cause."""
+        held = lease.claim
+        self.keeper.release()
+        connection.rollback()
+        note = notes.read(self.settings, held.shard)
+        reason = f"{type(error).__name__}: {error}"
+        limit = self.settings.crash_limit
+        crashed(
+            connection, held.shard, held.fence, note.documents if note else (), limit=limit, reason=reason
+        )
+        if self.model.device.startswith("cuda"):
+            # After an error on the device its context may answer every call with the same error.
+            os._exit(EX_SOFTWARE)
+
+    def _pause(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self.pulse.draining:
+            self.child.advance()
+            time.sleep(0.5)
+
+    def _advance(self, lease: ShardLease) -> None:
+        lease.advanced_at = time.monotonic()
+        self.child.advance()
+
+    def _note(self, lease: ShardLease, documents: Sequence[int]) -> None:
+        notes.write(self.settings, lease.claim.shard, lease.claim.fence, documents)
+
+
+def _check(documents: Sequence[Source], finished: Sequence[Finished], rows: dict[int, int]) -> None:
+    """Raise RuntimeError unless every document ended once, with as many rows as it says."""
+    keys = sorted(item.key for item in finished)
+    if keys != sorted(source.key for source in documents):
+        raise RuntimeError(f"the engine finished {len(keys)} documents of {len(documents)}, or one twice")
+    for item in finished:
+        if item.outcome == "embedded" and rows.get(item.key, 0) != item.chunks:
+            raise RuntimeError(
+                f"document {item.key} has {rows.get(item.key, 0)} rows, and says {item.chunks}"
+            )
