@@ -195,7 +195,9 @@ def expected_migrations() -> list[str]:
 
 def recorded(settings: Settings) -> Recorded:
     """Read the schema's version, signs of life and slots in one connection."""
-    from semantik.database import connect
+    from psycopg.rows import class_row
+
+    from semantik.database import connect, query
 
     started = time.perf_counter()
     try:
@@ -208,28 +210,16 @@ def recorded(settings: Settings) -> Recorded:
     with session as connection:
         milliseconds = (time.perf_counter() - started) * 1000
         version = connection.info.server_version
-        vector = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'").fetchone()
-        applied = {row[0] for row in connection.execute("SELECT name FROM migrations")}
+        vector = connection.execute(query("check.vector_version")).fetchone()
+        applied = [row[0] for row in connection.execute(query("check.applied"))]
         missing = [name for name in expected_migrations() if name not in applied]
         if missing:
-            return Recorded(
-                Part(
-                    "postgresql",
-                    False,
-                    f"the schema lacks {', '.join(missing)}: run site.yml, which migrates it",
-                )
-            )
-        beats = connection.execute(
-            "SELECT name, host, extract(epoch FROM now() - last_seen)::float8 FROM heartbeats"
-        ).fetchall()
-        slots = connection.execute(
-            "SELECT slot, state, coalesce(device, ''), coalesce(gpu_uuid, ''), coalesce(model, ''), "
-            "coalesce(model_revision, ''), coalesce(release, ''), "
-            "extract(epoch FROM now() - last_seen)::float8 FROM slots ORDER BY slot"
-        ).fetchall()
-    found = (
-        f"{version // 10000}.{version % 10000}, {milliseconds:.0f} ms, schema {max(applied, default='none')}"
-    )
+            reason = f"the schema lacks {', '.join(missing)}: run site.yml, which migrates it"
+            return Recorded(Part("postgresql", False, reason))
+        beats = connection.execute(query("check.heartbeats")).fetchall()
+        with connection.cursor(row_factory=class_row(Slot)) as cursor:
+            slots = cursor.execute(query("check.slots")).fetchall()
+    found = f"{version // 10000}.{version % 10000}, {milliseconds:.0f} ms, schema {applied[-1]}"
     if vector is None:
         part = Part("postgresql", False, f"{found}, no pgvector: run site.yml, which installs it")
     else:
@@ -237,7 +227,7 @@ def recorded(settings: Settings) -> Recorded:
     return Recorded(
         part,
         {name: (host, age) for name, host, age in beats},
-        {row[0]: Slot(*row) for row in slots},
+        {slot.slot: slot for slot in slots},
     )
 
 

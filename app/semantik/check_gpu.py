@@ -32,10 +32,10 @@ def known_slots(settings: Settings, expected: Sequence[str]) -> list[str]:
     """Return the slots to ask: the inventory's, or without those the ones that have registered."""
     if expected:
         return sorted(expected)
-    from semantik.database import connect
+    from semantik.database import connect, query
 
     with connect(settings, autocommit=True, application_name="semantik check") as connection:
-        return [row[0] for row in connection.execute("SELECT slot FROM slots ORDER BY slot")]
+        return [row[0] for row in connection.execute(query("check.slots"))]
 
 
 def ask(slots: Sequence[str], seconds: float) -> Iterator[SlotAnswer]:

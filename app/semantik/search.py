@@ -25,17 +25,6 @@ STATEMENT_SECONDS = 30
 EF_SEARCH = 100
 EF_SEARCH_MAX = 1000  # pgvector's limit
 
-#: The inner query is what an HNSW index can answer: an order and a limit, nothing else.
-NEAREST = """
-SELECT 1 - nearest.distance, documents.uri, coalesce(nearest.place, ''), nearest.ordinal, nearest.text
-FROM (
-    SELECT document_id, place, ordinal, text, embedding <=> %(question)s::halfvec AS distance
-    FROM {chunks} ORDER BY embedding <=> %(question)s::halfvec LIMIT %(limit)s
-) AS nearest
-JOIN documents ON documents.id = nearest.document_id
-ORDER BY nearest.distance, nearest.ordinal
-"""
-
 
 @dataclass(frozen=True)
 class Hit:
@@ -107,9 +96,9 @@ def search(
     """
     from psycopg import sql
 
-    row = connection.execute(
-        "SELECT id, model, model_revision, dim, index_state FROM collections WHERE name = %s", [collection]
-    ).fetchone()
+    from semantik.database import query
+
+    row = connection.execute(query("search.collection"), {"name": collection}).fetchone()
     if row is None:
         raise NotFound(f"there is no collection {collection!r}: 'semantik collections' lists those there are")
     number, model, revision, dim, index_state = row
@@ -129,7 +118,7 @@ def search(
             candidates = min(max(EF_SEARCH, 4 * limit), EF_SEARCH_MAX)
             connection.execute(f"SET LOCAL hnsw.ef_search = {candidates}")
         rows = connection.execute(
-            sql.SQL(NEAREST).format(chunks=sql.Identifier(f"chunks_{number}")),
+            sql.SQL(query("search.nearest")).format(chunks=sql.Identifier(f"chunks_{number}")),
             {"question": "[" + ",".join(map(repr, question)) + "]", "limit": limit},
         ).fetchall()
     return [Hit(float(score), uri, place, ordinal, text) for score, uri, place, ordinal, text in rows]

@@ -17,7 +17,7 @@ from semantik.cli.jobs import cancel, jobs, show, submit
 from semantik.cli.output import json_option
 from semantik.cli.search import search
 from semantik.cli.watch import watch
-from semantik.exceptions import DatabaseUnavailable, SemantikError
+from semantik.exceptions import SemantikError
 
 EXIT_INTERRUPTED = 130
 
@@ -75,6 +75,6 @@ def _sentence(error: Exception) -> str:
                 f"the database's schema is older than this release: {line}; run site.yml, which migrates it"
             )
         if isinstance(error, psycopg.OperationalError):
-            return f"{DatabaseUnavailable.__name__}: {line}; see 'semantik check'"
+            return f"PostgreSQL: {line}; see 'semantik check'"
     line = " ".join(f"{type(error).__name__}: {error}".split())
     return f"unexpected error: {line}; SEMANTIK_DEBUG=1 shows where"

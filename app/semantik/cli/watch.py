@@ -12,6 +12,7 @@ from semantik.cli.output import duration, emit, json_option, number, outcome, pl
 from semantik.exceptions import DatabaseUnavailable
 
 if TYPE_CHECKING:
+    from semantik.database import Connection
     from semantik.jobs import Progress
     from semantik.settings import Settings
 
@@ -19,6 +20,8 @@ POLL_SECONDS = 1.0
 #: Between two lines where no terminal redraws them.
 LINE_SECONDS = 5.0
 RETRY_SECONDS = 3.0
+#: Without any change; then a person is told what the job waits for.
+STALL_SECONDS = 10.0
 
 #: The exit status of `watch` by the state in which the job ended.
 EXIT = {"completed": 0, "completed_with_errors": 3, "failed": 1, "cancelled": 1}
@@ -79,14 +82,19 @@ def _poll(settings: Settings, job_id: str, view: View) -> Progress:
     from semantik import jobs as records
     from semantik.database import connect
 
-    connection: psycopg.Connection | None = None
+    connection: Connection | None = None
     away = False
+    last: Progress | None = None
+    changed, told = time.monotonic(), ""
     try:
         while True:
             try:
                 if connection is None:
                     connection = connect(settings, autocommit=True, application_name="semantik watch")
                 progress = records.progress(connection, job_id)
+                reason = ""
+                if time.monotonic() - changed > STALL_SECONDS:
+                    reason = waits_for(connection, settings, job_id, progress)
             except (DatabaseUnavailable, psycopg.OperationalError, psycopg.InterfaceError) as error:
                 if not away:
                     view.note(f"PostgreSQL cannot be reached, trying again ({printable(error)})")
@@ -96,6 +104,11 @@ def _poll(settings: Settings, job_id: str, view: View) -> Progress:
             if away:
                 view.note("PostgreSQL is back")
                 away = False
+            if reason and reason != told:
+                view.note(reason)
+                told = reason
+            if last is None or (progress.state, progress.tokens) != (last.state, last.tokens):
+                last, changed = progress, time.monotonic()
             view.show(progress)
             if progress.state in EXIT:
                 return progress
@@ -103,6 +116,21 @@ def _poll(settings: Settings, job_id: str, view: View) -> Progress:
     finally:
         if connection is not None:
             connection.close()
+
+
+def waits_for(connection: Connection, settings: Settings, job_id: str, progress: Progress) -> str:
+    """Return why nothing happens, as far as the database knows; "" where it does not."""
+    from semantik import jobs as records
+    from semantik.database import query
+
+    if progress.state == "queued":
+        mine = records.get(connection, job_id)
+        for other in records.list_jobs(connection):
+            if other.collection == mine.collection and other.state in ("planning", "running"):
+                return f"waiting for job {str(other.id)[:8]}, which fills the same collection"
+        return "waiting for the planner: 'semantik check' shows whether it and Redis are there"
+    live = connection.execute(query("check.working"), {"seconds": settings.live_seconds}).fetchone()
+    return "no worker is live: 'semantik check' shows why" if live == (0,) else ""
 
 
 class View(Protocol):
