@@ -252,6 +252,8 @@ def load_model(settings: Settings) -> Model:
 
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     device = _device(settings)
+    # Read by the tokenizer at its first batch. On a CPU the cores belong to the forward pass.
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if device == "cuda" else "false"
     if settings.threads > 0:
         torch.set_num_threads(settings.threads)
     if device == "cuda" and settings.model_max_memory_gb > 0:
@@ -291,8 +293,6 @@ def _environment(settings: Settings) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TRANSFORMERS_OFFLINE"] = "1"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    # On the CPU the cores belong to the forward pass; a GPU's host has cores to tokenize with.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false" if settings.device == "cpu" else "true"
 
 
 def _device(settings: Settings) -> str:

@@ -109,15 +109,12 @@ def serve(sock: socket.socket) -> None:
 def _answer(fd: int, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     from semantik.parsing import parse
 
-    limit = int(request["document_max_mb"])
-    data = bytearray()
-    # pread, since the descriptor shares its offset with the worker's.
-    while block := os.pread(fd, _READ_BYTES, len(data)):
-        data += block
-        if len(data) > limit * 2**20:
-            return {"error": f"larger than {limit} MB (SEMANTIK_DOCUMENT_MAX_MB)"}, b""
-    document = bytes(data)
-    del data
+    try:
+        document = _content(fd, int(request["document_max_mb"]))
+    except DocumentError as error:
+        return {"error": str(error)}, b""
+    except OSError as error:
+        return {"error": f"cannot be read: {error.strerror}"}, b""
     digest = hashlib.sha256(document).hexdigest()
     facts: dict[str, Any] = {"sha256": digest, "size": len(document)}
     if digest == request["known_hash"]:
@@ -134,6 +131,16 @@ def _answer(fd: int, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         return {**facts, "error": _too_much_text(int(request["memory_mb"]))}, b""
     facts |= {"kind": kind, "sections": result.sections, "note": result.note, "text_bytes": len(body)}
     return facts, body
+
+
+def _content(fd: int, limit_mb: int) -> bytes:
+    data = bytearray()
+    # pread, since the descriptor shares its offset with the worker's.
+    while block := os.pread(fd, _READ_BYTES, len(data)):
+        data += block
+        if len(data) > limit_mb * 2**20:
+            raise DocumentError(f"larger than {limit_mb} MB (SEMANTIK_DOCUMENT_MAX_MB)")
+    return bytes(data)
 
 
 def _receive(sock: socket.socket) -> tuple[int, dict[str, Any]] | None:

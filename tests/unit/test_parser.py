@@ -236,6 +236,17 @@ def test_a_document_above_the_size_limit_is_refused(
         client.parse(descriptor(path), path.name)
 
 
+def test_a_descriptor_that_cannot_be_read_says_so(
+    engine_settings: Settings, tmp_path: Path, good: Path, descriptor: Callable[[Path], int]
+) -> None:
+    with ParserClient(engine_settings) as client:
+        with pytest.raises(DocumentError, match="cannot be read: Is a directory"):
+            client.parse(descriptor(tmp_path), "folder")
+        pid = client.pid
+        assert_serves(client, good, descriptor)
+        assert client.pid == pid
+
+
 def test_a_large_text_arrives_whole(
     engine_settings: Settings, tmp_path: Path, good: Path, descriptor: Callable[[Path], int]
 ) -> None:

@@ -21,7 +21,7 @@ _MARKS = (
 # Control characters that text does not hold: all but tab, line ends, form feed, backspace and escape; NUL is
 # apart.
 _CONTROL = bytes(set(range(1, 32)) - set(b"\t\n\r\x0b\x0c\x08\x1b"))
-_HIGH_RUN = re.compile("[\x80-\U0010ffff]")
+_NOT_ASCII = re.compile("[\x80-\U0010ffff]")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _decode(data: bytes, hint: str | None) -> str:
     text = data.decode("utf-8", "replace")
     broken = text.count("\ufffd")
     # Damaged UTF-8 has more whole sequences than broken ones; Latin-1 read as UTF-8 has nearly none.
-    if sum(1 for _ in _HIGH_RUN.finditer(text)) >= 2 * broken:
+    if sum(1 for _ in _NOT_ASCII.finditer(text)) >= 2 * broken:
         return text
     return data.decode(_guess(data), "replace")
 
