@@ -18,7 +18,7 @@ from semantik.exceptions import DatabaseUnavailable, SemantikError
 from semantik.settings import Settings
 
 #: Seconds until a probe that has not answered is reported; within, each probe has its own shorter time-out.
-DEADLINE = 8.0
+DEADLINE = 12.0
 PROBE_SECONDS = 4.0
 #: Redis refuses writes when it is full (noeviction), so nearly full is already a fault.
 REDIS_FULL = 0.9
@@ -57,6 +57,14 @@ class Recorded:
     slots: Mapping[str, Slot] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Pings:
+    """The Celery nodes that answered, or why none could be asked."""
+
+    nodes: frozenset[str] = frozenset()
+    unasked: str = ""
+
+
 def check(settings: Settings, *, deadline: float = DEADLINE) -> list[Part]:
     """Ask every part and return one Part each, in a fixed order; takes `deadline` seconds at most."""
     expected = expected_slots(settings)
@@ -77,7 +85,9 @@ def check(settings: Settings, *, deadline: float = DEADLINE) -> list[Part]:
     rows = answers["postgresql"]
     if not isinstance(rows, Recorded):
         rows = Recorded(Part("postgresql", False, _sentence(rows)))
-    pings = answers["celery"] if isinstance(answers["celery"], frozenset) else None
+    pings = answers["celery"]
+    if not isinstance(pings, Pings):
+        pings = Pings(unasked=_sentence(pings))
     parts = [part("redis"), rows.part]
     parts.append(planner_part(settings, rows, pings))
     parts.append(scheduler_part(settings, rows))
@@ -231,7 +241,7 @@ def recorded(settings: Settings) -> Recorded:
     )
 
 
-def ping(nodes: Sequence[str]) -> frozenset[str]:
+def ping(nodes: Sequence[str]) -> Pings:
     """Return the Celery nodes that answer a ping; with no `nodes` named, all that answer in time."""
     from semantik.broker import reach
     from semantik.celery_app import app
@@ -244,22 +254,22 @@ def ping(nodes: Sequence[str]) -> frozenset[str]:
         timeout=PROBE_SECONDS,
         limit=len(nodes) or None,  # the last answer ends the waiting
     )
-    return frozenset(node for reply in replies or [] for node in reply)
+    return Pings(frozenset(node for reply in replies or [] for node in reply))
 
 
-def planner_part(settings: Settings, rows: Recorded, pings: frozenset[str] | None) -> Part:
+def planner_part(settings: Settings, rows: Recorded, pings: Pings) -> Part:
     """Judge the planner by its answer to a ping; with Redis away, by its heartbeat."""
     host, age = rows.heartbeats.get("planner", (settings.host, None))
     seen = f"heartbeat {_ago(age)}" if age is not None else "no heartbeat"
     node = f"planner@{host}"
-    if pings is not None:
-        if node in pings:
+    if not pings.unasked:
+        if node in pings.nodes:
             return Part("planner", True, f"{node} answers")
         return Part(
             "planner", False, f"{node} does not answer ({seen}); on {host}: systemctl status semantik-planner"
         )
     alive = age is not None and age <= settings.live_seconds
-    return Part("planner", alive, f"{node} cannot be asked without Redis; {seen}")
+    return Part("planner", alive, f"{node} could not be asked: {pings.unasked}; {seen}")
 
 
 def scheduler_part(settings: Settings, rows: Recorded) -> Part:
@@ -279,25 +289,25 @@ def scheduler_part(settings: Settings, rows: Recorded) -> Part:
     return Part("scheduler", True, f"on {host}, heartbeat {_ago(age)}")
 
 
-def query_parts(expected: Sequence[str], rows: Recorded, pings: frozenset[str] | None) -> list[Part]:
+def query_parts(expected: Sequence[str], rows: Recorded, pings: Pings) -> list[Part]:
     """One Part for each worker host: searches are answered there."""
     hosts = set(_hosts(expected or rows.slots))
-    hosts |= {node.partition("@")[2] for node in pings or () if node.startswith("query@")}
+    hosts |= {node.partition("@")[2] for node in pings.nodes if node.startswith("query@")}
     if not hosts:
         return [Part("query", False, "no worker host is known: searches have no one to embed the question")]
-    if pings is None:
-        return [Part(f"query {host}", False, "unknown without Redis") for host in sorted(hosts)]
+    if pings.unasked:
+        return [
+            Part(f"query {host}", False, f"could not be asked: {pings.unasked}") for host in sorted(hosts)
+        ]
     return [
         Part(f"query {host}", True, f"query@{host} answers")
-        if f"query@{host}" in pings
+        if f"query@{host}" in pings.nodes
         else Part(f"query {host}", False, f"no answer; on {host}: systemctl status semantik-query")
         for host in sorted(hosts)
     ]
 
 
-def slot_parts(
-    settings: Settings, expected: Sequence[str], rows: Recorded, pings: frozenset[str] | None
-) -> list[Part]:
+def slot_parts(settings: Settings, expected: Sequence[str], rows: Recorded, pings: Pings) -> list[Part]:
     """One Part for each slot that the inventory names or that works; a removed slot's old row is no fault."""
     if not rows.slots and not expected:
         return [Part("slots", False, "no worker has registered: run site.yml for the group 'workers'")]
@@ -327,7 +337,7 @@ def _slot_part(
     settings: Settings,
     common: Mapping[str, str],
     rows: Recorded,
-    pings: frozenset[str] | None,
+    pings: Pings,
 ) -> Part:
     title = f"slot {name}"
     if slot is None:
@@ -342,7 +352,7 @@ def _slot_part(
         if has != wanted:
             what = column.replace("_", " ")
             return Part(title, False, f"{what} is {has or 'none'}, the cluster's is {wanted}; run site.yml")
-    if pings is not None and worker_node(name) not in pings:
+    if not pings.unasked and worker_node(name) not in pings.nodes:
         return Part(title, False, f"{slot.state}, but {worker_node(name)} does not answer; {_unit(name)}")
     found = [slot.state, slot.device or "no device", f"{slot.model} {slot.model_revision[:8]}"]
     return Part(title, True, ", ".join([*found, f"release {slot.release}"] if slot.release else found))

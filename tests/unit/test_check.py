@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from semantik import check
-from semantik.check import Part, Recorded, Slot
+from semantik.check import Part, Pings, Recorded, Slot
 from semantik.settings import Settings
 
 SETTINGS = Settings(
@@ -26,16 +26,16 @@ SETTINGS = Settings(
 )
 GOOD = Slot("gpu1:0", "idle", "cuda NVIDIA L4", "GPU-a", "minilm", "abcdef0123", "0.1.0-aa", 2.0)
 UP = Recorded(Part("postgresql", True, ""), {"scheduler": ("head", 3.0), "planner": ("head", 3.0)})
-NODES = frozenset({"planner@head", "query@gpu1", "worker0@gpu1", "worker1@gpu1"})
+NAMES = frozenset({"planner@head", "query@gpu1", "worker0@gpu1", "worker1@gpu1"})
+NODES = Pings(NAMES)
+UNASKED = Pings(unasked="Redis cannot be reached")
 
 
 def slots(*rows: Slot) -> Recorded:
     return replace(UP, slots={row.slot: row for row in rows})
 
 
-def judge(
-    rows: Recorded, pings: frozenset[str] | None = NODES, settings: Settings = SETTINGS
-) -> dict[str, Part]:
+def judge(rows: Recorded, pings: Pings = NODES, settings: Settings = SETTINGS) -> dict[str, Part]:
     parts = check.slot_parts(settings, check.expected_slots(settings), rows, pings)
     return {part.name: part for part in parts}
 
@@ -69,19 +69,19 @@ def test_a_slot_that_is_not_in_service_or_unlike_the_others_is_bad(
 ) -> None:
     settings = replace(SETTINGS, expected_slots="gpu1:0,gpu1:1,gpu2:0")
     rows = slots(GOOD, replace(GOOD, slot="gpu2:0"), replace(GOOD, slot="gpu1:1", **change))  # type: ignore[arg-type]
-    part = judge(rows, NODES | {"worker0@gpu2"}, settings)["slot gpu1:1"]
+    part = judge(rows, Pings(NAMES | {"worker0@gpu2"}), settings)["slot gpu1:1"]
     assert not part.ok
     assert words in part.detail
 
 
 def test_a_slot_whose_worker_does_not_answer_celery_is_bad() -> None:
-    part = judge(slots(GOOD), NODES - {"worker0@gpu1"})["slot gpu1:0"]
+    part = judge(slots(GOOD), Pings(NAMES - {"worker0@gpu1"}))["slot gpu1:0"]
     assert not part.ok
     assert "worker0@gpu1 does not answer" in part.detail
 
 
 def test_without_redis_a_slot_is_judged_by_its_row() -> None:
-    assert judge(slots(GOOD), None)["slot gpu1:0"].ok
+    assert judge(slots(GOOD), UNASKED)["slot gpu1:0"].ok
 
 
 def test_a_removed_slot_is_forgotten_and_one_that_works_unasked_is_bad() -> None:
@@ -103,9 +103,9 @@ def test_the_release_of_this_host_is_the_measure() -> None:
 
 def test_the_planner_answers_or_is_judged_by_its_heartbeat() -> None:
     assert check.planner_part(SETTINGS, UP, NODES).ok
-    assert not check.planner_part(SETTINGS, UP, NODES - {"planner@head"}).ok
-    assert check.planner_part(SETTINGS, UP, None).ok
-    assert not check.planner_part(SETTINGS, Recorded(UP.part), None).ok
+    assert not check.planner_part(SETTINGS, UP, Pings(NAMES - {"planner@head"})).ok
+    assert check.planner_part(SETTINGS, UP, UNASKED).ok
+    assert not check.planner_part(SETTINGS, Recorded(UP.part), UNASKED).ok
 
 
 def test_the_scheduler_must_have_been_seen_lately() -> None:

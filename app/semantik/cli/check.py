@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from semantik.settings import Settings
 
 
-@click.command()
+@click.command(short_help="Check every part of the cluster.")
 @click.option("--gpu", is_flag=True, help="Also run test_task on each slot and print which GPU answered.")
 @click.option(
     "--timeout",

@@ -12,7 +12,7 @@ from semantik.exceptions import Refused
 INDEX = {"none": "none, the search is exact", "building": "HNSW, being built", "ready": "HNSW"}
 
 
-@click.group(invoke_without_command=True)
+@click.group(invoke_without_command=True, short_help="List, show or drop collections.")
 @click.pass_context
 @json_option
 def collections(context: click.Context) -> None:

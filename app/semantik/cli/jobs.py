@@ -225,7 +225,7 @@ def show(job: str, everything: bool) -> None:
         click.echo(f"  and {number(len(failures) - SHOWN_FAILURES)} more: --all")
 
 
-@click.command()
+@click.command(short_help="Stop a job.")
 @click.argument("job")
 @json_option
 def cancel(job: str) -> None:

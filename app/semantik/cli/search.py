@@ -9,7 +9,7 @@ from semantik.cli.output import emit, json_option, printable, shorten, wants_jso
 EXCERPT = 300
 
 
-@click.command()
+@click.command(short_help="Search a collection.")
 @click.argument("collection")
 @click.argument("question")
 @click.option("-n", "limit", type=click.IntRange(1, 100), default=5, show_default=True, help="How many hits.")

@@ -54,14 +54,15 @@ def follow(settings: Settings, job_id: str) -> int:
     view: View = JsonLines(job_id) if wants_json() else Bars() if _redraws() else Lines()
     try:
         with view:
-            last = _poll(settings, job_id, view)
+            last, unchanged = _poll(settings, job_id, view)
     except KeyboardInterrupt:
         click.echo(f"semantik: no longer watching; the job goes on: semantik watch {job_id[:8]}", err=True)
         return 130
     if not wants_json():
+        left = f", {number(unchanged)} unchanged" if unchanged else ""
         click.echo(
-            f"{last.state.replace('_', ' ')}: {outcome(last)}; {plural(last.chunks, 'chunk')}, "
-            f"{plural(last.tokens, 'token')}"
+            f"{last.state.replace('_', ' ')}: {outcome(last)}{left}; "
+            f"{plural(last.chunks, 'chunk')}, {plural(last.tokens, 'token')}"
         )
         if last.error:
             click.echo(f"reason: {printable(last.error)}")
@@ -76,7 +77,8 @@ def _redraws() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
-def _poll(settings: Settings, job_id: str, view: View) -> Progress:
+def _poll(settings: Settings, job_id: str, view: View) -> tuple[Progress, int]:
+    """Show the job until it has ended; return its last progress and the number of unchanged documents."""
     import psycopg
 
     from semantik import jobs as records
@@ -92,6 +94,7 @@ def _poll(settings: Settings, job_id: str, view: View) -> Progress:
                 if connection is None:
                     connection = connect(settings, autocommit=True, application_name="semantik watch")
                 progress = records.progress(connection, job_id)
+                unchanged = records.get(connection, job_id).unchanged if progress.state in EXIT else 0
                 reason = ""
                 if time.monotonic() - changed > STALL_SECONDS:
                     reason = waits_for(connection, settings, job_id, progress)
@@ -111,7 +114,7 @@ def _poll(settings: Settings, job_id: str, view: View) -> Progress:
                 last, changed = progress, time.monotonic()
             view.show(progress)
             if progress.state in EXIT:
-                return progress
+                return progress, unchanged
             time.sleep(POLL_SECONDS)
     finally:
         if connection is not None:
