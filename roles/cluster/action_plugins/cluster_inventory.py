@@ -43,9 +43,9 @@ MEMORY = re.compile(r"\d+[KMGT]")
 MIN_SECRET = 12
 #: What Ansible itself puts among a host's variables.
 MAGIC = {
-    "environment", "group_names", "groups", "hostvars", "inventory_dir", "inventory_file", "inventory_hostname",
-    "inventory_hostname_short", "omit", "play_hosts", "playbook_dir", "role_names", "vars",
-}  # fmt: skip
+    *("environment", "group_names", "groups", "hostvars", "inventory_dir", "inventory_file", "omit"),
+    *("inventory_hostname", "inventory_hostname_short", "play_hosts", "playbook_dir", "role_names", "vars"),
+}
 #: How alike a name must be to one of ours to be taken for a typing mistake.
 ALIKE = 0.88
 
@@ -102,8 +102,8 @@ def type_problem(value: Any, spec: Mapping[str, Any]) -> str:
         "list": isinstance(value, Sequence) and not text,
         "dict": isinstance(value, Mapping),
     }.get(kind, True)
-    names = {"str": "text", "path": "a path", "int": "a whole number", "float": "a number", "bool": "true or false",
-             "list": "a list", "dict": "a mapping"}  # fmt: skip
+    names = {"int": "a whole number", "float": "a number", "bool": "true or false", "list": "a list"}
+    names |= {"str": "text", "path": "a path", "dict": "a mapping"}
     if not fits:
         return f"must be {names[kind]}, not {value!r}"
     if "choices" in spec and value not in spec["choices"]:
@@ -182,7 +182,7 @@ def check_groups(problems: Problems, groups: Mapping[str, Sequence[str]]) -> Non
         name = host.partition(".")[0]
         if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name):
             problems.add(
-                f"{host!r} is no host name: use small letters, digits and '-', and give the address as ansible_host"
+                f"{host!r} is no host name: use small letters, digits, '-', and the address as ansible_host"
             )
         elif name in short:
             problems.add(
@@ -268,8 +268,8 @@ class ActionModule(ActionBase):
         else:
             sources = ", ".join(map(str, task_vars.get("ansible_inventory_sources", ())))
             problems.add(
-                f"no host in the inventory {sources}: copy inventories/example to inventories/production and fill it in, "
-                "or name your own with -i"
+                f"no host in the inventory {sources}: copy inventories/example to inventories/production "
+                "and fill it in, or name your own with -i"
             )
         lines = problems.lines()
         if lines:
