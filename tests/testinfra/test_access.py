@@ -28,7 +28,6 @@ FORBIDDEN = (
     "GET other:key",
     "ACL LIST",
     "SHUTDOWN NOSAVE",
-    "DEBUG SLEEP 0",
     "SCRIPT FLUSH",
 )
 

@@ -53,7 +53,9 @@ def test_no_secret_is_in_an_environment_file_or_on_a_command_line(cluster: Clust
         secrets = host.check_output("find /etc/semantik -path '*/secrets/*' -type f -exec cat {} +").split()
         environment = host.check_output("cat /etc/semantik/*.env")
         commands = host.check_output("cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' || test $? -eq 1")
-        for secret in filter(lambda text: len(text) > 12, secrets):
+        long = [secret for secret in secrets if len(secret) > 12]
+        assert long, f"{name}: no secret to look for"
+        for secret in long:
             assert secret not in environment, f"{name}: a secret is in /etc/semantik/*.env"
             assert secret not in commands, f"{name}: a secret is on a command line"
 
