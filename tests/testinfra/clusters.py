@@ -98,6 +98,14 @@ class Operator:
         return shown
 
 
+def reach(host: Host, command: str) -> CommandResult | None:
+    """Run a command on a host that may be on its way down or up; None while SSH does not answer."""
+    try:
+        return host.run(command)
+    except RuntimeError:  # what testinfra makes of ssh's exit status 255
+        return None
+
+
 def wait_for(
     condition: Callable[[], bool], seconds: float, what: str, state: Callable[[], str] | None = None
 ) -> None:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
-from clusters import Cluster, Operator
+from clusters import Cluster, Operator, reach
 from testinfra.utils.ansible_runner import AnsibleRunner
 
 JOURNAL_LINES = 40
@@ -80,8 +80,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         return
     for unit in dict.fromkeys(name for mark in marks for name in mark.args):
         for name in cluster.names("all"):
-            journal = cluster.host(name).run(
-                f"journalctl --unit '{unit}' --lines {JOURNAL_LINES} --no-pager --quiet"
-            )
-            if journal.stdout.strip():
-                report.sections.append((f"journal of {unit} on {name}", journal.stdout))
+            command = f"journalctl --unit '{unit}' --lines {JOURNAL_LINES} --no-pager --quiet"
+            found = reach(cluster.host(name), command)
+            journal = "the host does not answer" if found is None else found.stdout
+            if journal.strip():
+                report.sections.append((f"journal of {unit} on {name}", journal))

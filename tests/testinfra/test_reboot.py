@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from clusters import Cluster, Operator, rows, wait_for
+from clusters import Cluster, Operator, reach, rows, wait_for
+from testinfra.host import Host
 
 #: On a file system that a reboot empties.
 MARK = "/run/before-the-reboot"
@@ -16,16 +17,24 @@ def test_worker_host_serves_again_after_a_reboot(cluster: Cluster, operator: Ope
     host.check_output(f"touch {MARK}")
     begun = rows(cluster, "SELECT now()")[0]
     # The connection may end before the command does: the mark, not the exit status, says whether it rebooted.
-    host.run("systemctl reboot")
-    wait_for(
-        lambda: host.run(f"test ! -e {MARK} && systemctl is-system-running --wait").rc == 0,
-        120,
-        f"{name} to come back with all its units",
-        lambda: host.run("systemctl list-units --failed --no-legend").stdout,
-    )
+    reach(host, "systemctl reboot")
+
+    def is_back() -> bool:
+        seen = reach(host, f"test ! -e {MARK} && systemctl is-system-running --wait")
+        return seen is not None and seen.rc == 0
+
+    wait_for(is_back, 150, f"{name} to come back with all its units", lambda: units(host))
     live = (
         f"SELECT count(*) FROM slots WHERE slot LIKE '{name}:%' AND state IN ('idle', 'busy') "
         f"AND last_seen > timestamptz '{begun}' + interval '3 s'"
     )
     wait_for(lambda: rows(cluster, live) == ["2"], 120, f"both slots of {name} to report")
     operator.run("check", "--gpu")
+
+
+def units(host: Host) -> str:
+    """Return the units that are not as they should be, for the message of a failure."""
+    found = reach(
+        host, "systemctl list-units --state=failed,activating --no-legend --plain; systemctl list-jobs"
+    )
+    return "it does not answer" if found is None else str(found.stdout)
