@@ -36,8 +36,10 @@ DEFAULTS = {
     "secret",
     "semantik",
 }
-SECRET_NAME = re.compile(r"password|secret|basic_auth|token$", re.IGNORECASE)
-NO_SECRET_NAME = re.compile(r"_(dir|path|file)$")
+SECRET_NAME = re.compile(
+    r"password|(^|_)secret$|secret_(access_)?key$|basic_auth$|(^|_)token$", re.IGNORECASE
+)
+NO_SECRET_NAME = re.compile(r"_(dir|path|file|length)$")
 MEMORY_NAME = re.compile(r"_memory_(max|low|high)$")
 MEMORY = re.compile(r"\d+[KMGT]")
 MIN_SECRET = 12
