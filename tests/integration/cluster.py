@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -43,6 +44,11 @@ FAST = {
 }
 
 
+def _listen(told: socket.socket, states: list[str]) -> None:
+    while message := told.recv(4096):
+        states += message.decode().splitlines()
+
+
 @dataclass
 class Cluster:
     """Runs the parts and looks at what they did."""
@@ -50,8 +56,10 @@ class Cluster:
     services: Services
     directory: Path
     model: dict[str, str]
+    database: str = "semantik"
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    _sockets: dict[str, socket.socket] = field(default_factory=dict)
+    _sockets: list[socket.socket] = field(default_factory=list)
+    _told: dict[str, list[str]] = field(default_factory=dict)
 
     @functools.cached_property
     def app(self) -> Any:
@@ -82,7 +90,7 @@ class Cluster:
             "CREDENTIALS_DIRECTORY": "/nonexistent",
             "CELERY_BROKER_URL": self.services.redis_url,
             "CELERY_RESULT_BACKEND": self.services.redis_url,
-            "SEMANTIK_DATABASE_URL": self.services.database_url(role),
+            "SEMANTIK_DATABASE_URL": self.services.database_url(role, self.database),
             **self.model,
             **FAST,
             "FAULTS": str(self.directory),
@@ -97,8 +105,10 @@ class Cluster:
         told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         address = self.directory / f"notify-{name}-{len(self._sockets)}"
         told.bind(str(address))
-        told.setblocking(False)
-        self._sockets[name] = told
+        self._sockets.append(told)
+        states = self._told[name] = []
+        # Read as systemd does: a full socket would stop the sender.
+        threading.Thread(target=_listen, args=(told, states), daemon=True).start()
         env = {**env, "NOTIFY_SOCKET": str(address)}
         with self.log(name).open("ab") as log:
             self.processes[name] = subprocess.Popen(
@@ -106,12 +116,8 @@ class Cluster:
             )
 
     def told(self, name: str) -> list[str]:
-        """Return what a part has told systemd since the last call, a state each."""
-        states: list[str] = []
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                states += self._sockets[name].recv(4096).decode().splitlines()
-        return states
+        """Return what a part has told systemd since its start, a state each."""
+        return self._told[name]
 
     def log(self, name: str) -> Path:
         return self.directory / f"{name}.log"
@@ -175,13 +181,17 @@ class Cluster:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.processes[name].pid, signal.SIGKILL)
             self.processes[name].wait(30)
-        for told in self._sockets.values():
+        for told in self._sockets:
+            told.shutdown(socket.SHUT_RD)
             told.close()
 
     # --- jobs ---
 
+    def superuser(self) -> psycopg.Connection[tuple[Any, ...]]:
+        return self.services.superuser(self.database)
+
     def rows(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-        with self.services.superuser() as connection:
+        with self.superuser() as connection:
             return connection.execute(statement, values).fetchall()
 
     def connection(self, role: str = "operator") -> psycopg.Connection[tuple[Any, ...]]:

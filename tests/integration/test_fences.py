@@ -25,7 +25,7 @@ class Bench:
         folder.mkdir()
         with cluster.connection() as operator:
             self.job = str(jobs.submit(operator, cluster.settings(), str(folder), folder.name).id)
-        with cluster.services.superuser() as connection:
+        with cluster.superuser() as connection:
             connection.execute("UPDATE jobs SET state = 'running', planned = true WHERE id = %s", (self.job,))
             row = connection.execute(
                 "INSERT INTO shards (job_id, number, documents, bytes) VALUES (%s, 1, %s, 10) RETURNING id",
@@ -57,7 +57,7 @@ class Bench:
         return connection.execute(query("shards.done"), values).rowcount
 
     def expire(self) -> None:
-        with self.cluster.services.superuser() as connection:
+        with self.cluster.superuser() as connection:
             connection.execute(
                 "UPDATE shards SET lease_until = now() - interval '1 s' WHERE id = %s AND state = 'running'",
                 (self.shard,),
@@ -103,7 +103,7 @@ def test_a_late_commit_bounces_off_the_fence(bench: Bench) -> None:
     with bench.worker() as late, bench.worker() as next_one:
         old = bench.claim(late, "a:0")
         assert old is not None
-        with bench.cluster.services.superuser() as connection:
+        with bench.cluster.superuser() as connection:
             # As if the reaper could not end the session: the fence alone must hold.
             connection.execute("UPDATE shards SET backend_start = now() WHERE id = %s", (bench.shard,))
         bench.expire()
@@ -128,7 +128,7 @@ def test_the_reaper_ends_the_session_of_a_frozen_worker(bench: Bench) -> None:
         assert bench.done(frozen, held) == 1  # not committed: the row is locked, as in a commit that froze
         bench.cluster.rows("SELECT 1")
         # The lease as others see it, made to run out without waiting for the locked row.
-        with pytest.raises(Exception, match="lock timeout"), bench.cluster.services.superuser() as connection:
+        with pytest.raises(Exception, match="lock timeout"), bench.cluster.superuser() as connection:
             connection.execute("SET lock_timeout = '200ms'")
             connection.execute("UPDATE shards SET lease_until = now() WHERE id = %s", (bench.shard,))
         frozen.rollback()
