@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -15,8 +15,9 @@ DOCUMENTATION = """
 module: stale_units
 short_description: Name the running units that were started before a file they read was written
 description:
-  - Compares the start of each running unit with the change times of its unit file, drop-ins, environment files and
-    credentials, as systemd and the unit itself name them. A handler loses its notice when a run ends before it; this does not.
+  - Compares the start of each running unit with the change times of its unit file, drop-ins, environment files
+    and credentials, as systemd and the unit itself name them. A handler loses its notice when a run ends before
+    it; this does not.
   - Changes nothing.
 options:
   units:
@@ -64,12 +65,12 @@ def started(properties: Mapping[str, Sequence[str]]) -> float | None:
     """Return when the unit read its files, in seconds since 1970; None when it does not run."""
     if properties.get("ActiveState", [""])[0] not in RUNNING:
         return None
-    # A socket has no process; of a service, the process counts: systemd restarts it without leaving "activating".
+    # A socket has no process. Of a service the process counts, which systemd restarts while it is "activating".
     for name in ("ExecMainStartTimestamp", "InactiveExitTimestamp"):
         match = re.search(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?) UTC", properties.get(name, [""])[0])
         if match:
             layout = "%Y-%m-%d %H:%M:%S.%f" if "." in match[1] else "%Y-%m-%d %H:%M:%S"
-            return datetime.strptime(match[1], layout).replace(tzinfo=timezone.utc).timestamp()
+            return datetime.strptime(match[1], layout).replace(tzinfo=UTC).timestamp()
     return None
 
 
@@ -108,11 +109,20 @@ def main() -> None:
     )
     stale = {}
     for unit in module.params["units"]:
-        command = ["systemctl", "show", "--timestamp=us+utc", f"--property={','.join(PROPERTIES)}", "--", unit]
+        command = [
+            "systemctl",
+            "show",
+            "--timestamp=us+utc",
+            f"--property={','.join(PROPERTIES)}",
+            "--",
+            unit,
+        ]
         _, output, _ = module.run_command(command, check_rc=True)
         properties = parse(output)
         moment = started(properties)
-        if moment is not None and (path := changed_since(moment, [*files(properties), *module.params["reads"]])):
+        if moment is not None and (
+            path := changed_since(moment, [*files(properties), *module.params["reads"]])
+        ):
             stale[unit] = path
     module.exit_json(changed=False, stale=stale)
 

