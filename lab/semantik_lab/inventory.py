@@ -13,7 +13,7 @@ from semantik_lab.state import Paths
 _HEADER = "# Written by lab/lab up; changes are lost. Settings belong into group_vars beside this file.\n"
 
 
-def render(paths: Paths, nodes: Sequence[Node], proxy: str) -> str:
+def render(paths: Paths, nodes: Sequence[Node], subnet: str, proxy: str) -> str:
     """Return the inventory: YAML that is also JSON below its comment, so nothing needs quoting rules."""
     # Connections are shared by sockets in a directory of the lab, which ends them when hosts go away.
     options = [*ssh_options(paths), control_path(paths)]
@@ -28,6 +28,7 @@ def render(paths: Paths, nodes: Sequence[Node], proxy: str) -> str:
                 "ansible_python_interpreter": "/usr/bin/python3",
                 "ansible_ssh_private_key_file": str(paths.identity),
                 "ansible_ssh_common_args": " ".join(f"-o {option}" for option in options),
+                "cluster_networks": [subnet],
                 "cluster_apt_proxy": proxy,
             },
             "hosts": {node.host.name: {"ansible_host": node.address} for node in nodes},

@@ -91,7 +91,10 @@ def up(
             keys.pin(lab.paths, {node.host.name: (node.address, node.host_key()) for node in nodes})
             _boot(lab, nodes, undo, strict=[] if snapshot else made)
             _check_reach(lab, nodes)
-            inventory.save(lab.record.inventory, inventory.render(lab.paths, nodes, lab.proxy_url))
+            inventory.save(
+                lab.record.inventory,
+                inventory.render(lab.paths, nodes, str(lab.record.subnet), lab.proxy_url),
+            )
         except BaseException:
             if keep_on_failure:
                 undo.pop_all()

@@ -22,7 +22,7 @@ NODES = [Node(PATHS, host, f"10.77.0.{host.address}", "smk-semantik") for host i
 
 @pytest.fixture
 def rendered() -> str:
-    return inventory.render(PATHS, NODES, "http://10.77.0.1:3128")
+    return inventory.render(PATHS, NODES, "10.77.0.0/24", "http://10.77.0.1:3128")
 
 
 def test_ansible_reads_the_inventory_as_it_is_meant(rendered: str, tmp_path: Path):
