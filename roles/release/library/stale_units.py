@@ -15,9 +15,9 @@ DOCUMENTATION = """
 module: stale_units
 short_description: Name the running units that were started before a file they read was written
 description:
-  - Compares the start of each running unit with the change times of its unit file, drop-ins, environment files
-    and credentials, as systemd and the unit itself name them. A handler loses its notice when a run ends before
-    it; this does not.
+  - Compares the start of each running unit with the change times of its unit file, drop-ins, environment
+    files and credentials, as systemd and the unit itself name them. A handler loses its notice when a run ends
+    before it; this does not.
   - Changes nothing.
 options:
   units:
@@ -65,7 +65,7 @@ def started(properties: Mapping[str, Sequence[str]]) -> float | None:
     """Return when the unit read its files, in seconds since 1970; None when it does not run."""
     if properties.get("ActiveState", [""])[0] not in RUNNING:
         return None
-    # A socket has no process. Of a service the process counts, which systemd restarts while it is "activating".
+    # A socket has no process. Of a service the process counts: systemd restarts it while "activating".
     for name in ("ExecMainStartTimestamp", "InactiveExitTimestamp"):
         match = re.search(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?) UTC", properties.get(name, [""])[0])
         if match:
