@@ -242,12 +242,14 @@ class Runner:
                     )
                 )  # fmt: skip
         for statement in (
-            "delete_chunks", "insert_chunks", "update_documents", "delete_documents", "update_job_documents",
-        ):  # fmt: skip
+            "shards.delete_chunks",
+            "shards.insert_chunks",
+            "shards.update_documents",
+            "shards.delete_documents",
+            "shards.update_job_documents",
+        ):
             self._advance(lease)
-            composed = sql.SQL(query(f"shards.{statement}")).format(
-                chunks=sql.Identifier(f"chunks_{held.collection}")
-            )
+            composed = sql.SQL(query(statement)).format(chunks=sql.Identifier(f"chunks_{held.collection}"))
             connection.execute(composed, values)
         self.keeper.release()
         if connection.execute(query("shards.done"), values).rowcount != 1:

@@ -128,7 +128,7 @@ def load(env: Mapping[str, str] | None = None) -> Settings:
     Raises SettingsError naming the variable when one is missing or not of its type.
     """
     if env is None:
-        # check.env holds what `semantik check` expects to find: a file of its own, since a service is restarted
+        # check.env holds what `semantik check` expects to find, a file of its own: a service is restarted
         # when a file that it reads has changed, and a new slot is no reason for that.
         files = (read_env_file(Path("/etc/semantik") / name) for name in ("semantik.env", "check.env"))
         env = {name: value for file in files for name, value in file.items()} | dict(os.environ)

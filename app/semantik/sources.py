@@ -145,21 +145,21 @@ def _list_remote(uri: str) -> Iterator[Listed]:
         raise NotFound(f"there is nothing at {uri}") from None
     except Exception as error:
         raise SemantikError(f"{uri} cannot be read: {' '.join(str(error).split())}") from error
+    # Names under the root as it was given, so that the next listing's are the same.
+    below = len(str(top["name"]).rstrip("/"))
     if top["type"] == "file":
-        yield _listed_remote(filesystem, top)
+        yield _listed_remote(uri, top)
         return
     for _, _, files in filesystem.walk(root, detail=True, on_error="raise"):
         for info in files.values():
             # An object that stands for its own directory has an empty name.
             if info["type"] == "file" and not info["name"].endswith("/"):
-                yield _listed_remote(filesystem, info)
+                yield _listed_remote(f"{uri}{info['name'][below:]}", info)
 
 
-def _listed_remote(filesystem: Any, info: dict[str, Any]) -> Listed:
-    version = next(
-        (info[key] for key in ("ETag", "etag", "mtime", "LastModified", "created") if info.get(key)), None
-    )
-    uri = filesystem.unstrip_protocol(info["name"])
+def _listed_remote(uri: str, info: dict[str, Any]) -> Listed:
+    keys = ("ETag", "etag", "mtime", "LastModified", "created")
+    version = next((info[key] for key in keys if info.get(key)), None)
     return Listed(uri, info.get("size"), None if version is None else str(version).strip('"'))
 
 

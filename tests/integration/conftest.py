@@ -84,13 +84,13 @@ def running_cluster(services: Services, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def cluster(running_cluster: Cluster) -> Cluster:
-    """The running cluster with a slot at work; the other may still be loading its model."""
-    running_cluster.wait_live(least=1)
+    """The running cluster with both its slots, whatever the test before did to them."""
+    running_cluster.wait_live(least=2)
     return running_cluster
 
 
 @pytest.fixture
-def full_cluster(running_cluster: Cluster) -> Cluster:
-    """The running cluster with both its slots, for tests that take one away."""
-    running_cluster.wait_live(least=2)
+def half_cluster(running_cluster: Cluster) -> Cluster:
+    """The running cluster with a slot at work; the other may still be loading its model."""
+    running_cluster.wait_live(least=1)
     return running_cluster

@@ -171,8 +171,7 @@ def test_a_large_collection_gets_its_index(cluster: Cluster, tmp_path: Path) -> 
     assert cluster.rows("SELECT FROM pg_indexes WHERE indexname = %s", f"chunks_{found.id}_embedding")
 
 
-def test_each_slot_answers_for_itself_and_users_tasks_run(full_cluster: Cluster) -> None:
-    cluster = full_cluster
+def test_each_slot_answers_for_itself_and_users_tasks_run(cluster: Cluster) -> None:
     for number in (0, 1):
         answer = cluster.app.send_task("semantik.tasks.test_task", queue=f"slot.here.{number}").get(
             timeout=20
@@ -183,8 +182,8 @@ def test_each_slot_answers_for_itself_and_users_tasks_run(full_cluster: Cluster)
     assert counted.get(timeout=20) == 3
 
 
-def test_each_part_tells_systemd_that_it_is_ready_and_alive(full_cluster: Cluster) -> None:
+def test_each_part_tells_systemd_that_it_is_ready_and_alive(cluster: Cluster) -> None:
     for name in ("scheduler", "planner", "query", "worker0", "worker1"):
-        told = full_cluster.told(name)
+        told = cluster.told(name)
         assert "READY=1" in told, name
         assert "WATCHDOG=1" in told, name

@@ -19,8 +19,7 @@ from semantik import jobs
 from semantik.exceptions import BrokerUnavailable
 
 
-def test_child_killed_in_the_middle_of_a_shard(full_cluster: Cluster, tmp_path: Path) -> None:
-    cluster = full_cluster
+def test_child_killed_in_the_middle_of_a_shard(cluster: Cluster, tmp_path: Path) -> None:
     write(tmp_path / "docs", 60)
     with cluster.slowed():
         job = cluster.submit(tmp_path / "docs", "killed")
@@ -35,7 +34,8 @@ def test_child_killed_in_the_middle_of_a_shard(full_cluster: Cluster, tmp_path: 
     assert cluster.rows("SELECT crashes, expiries FROM shards WHERE id = %s", shard) == [(1, 0)]
 
 
-def test_redis_flushed_in_the_middle(cluster: Cluster, tmp_path: Path) -> None:
+def test_redis_flushed_in_the_middle(half_cluster: Cluster, tmp_path: Path) -> None:
+    cluster = half_cluster
     write(tmp_path / "docs", 100)
     with cluster.slowed():
         job = cluster.submit(tmp_path / "docs", "flushed")
@@ -48,7 +48,8 @@ def test_redis_flushed_in_the_middle(cluster: Cluster, tmp_path: Path) -> None:
     assert result["documents_done"] == 100
 
 
-def test_redis_down_at_submit_and_back(cluster: Cluster, tmp_path: Path) -> None:
+def test_redis_down_at_submit_and_back(half_cluster: Cluster, tmp_path: Path) -> None:
+    cluster = half_cluster
     write(tmp_path / "docs", 5)
     cluster.services.stop("redis", signal.SIGKILL)
     began = time.monotonic()
@@ -61,7 +62,8 @@ def test_redis_down_at_submit_and_back(cluster: Cluster, tmp_path: Path) -> None
     assert cluster.finish(job).state == "completed"
 
 
-def test_redis_killed_in_the_middle(cluster: Cluster, tmp_path: Path) -> None:
+def test_redis_killed_in_the_middle(half_cluster: Cluster, tmp_path: Path) -> None:
+    cluster = half_cluster
     write(tmp_path / "docs", 60)
     with cluster.slowed():
         job = cluster.submit(tmp_path / "docs", "restarted")
@@ -73,8 +75,7 @@ def test_redis_killed_in_the_middle(cluster: Cluster, tmp_path: Path) -> None:
     assert cluster.outcomes(job) == {"embedded": 60}
 
 
-def test_worker_killed_whole_in_the_middle_of_a_shard(full_cluster: Cluster, tmp_path: Path) -> None:
-    cluster = full_cluster
+def test_worker_killed_whole_in_the_middle_of_a_shard(cluster: Cluster, tmp_path: Path) -> None:
     write(tmp_path / "docs", 60)
     with cluster.slowed():
         job = cluster.submit(tmp_path / "docs", "gone")
@@ -88,7 +89,8 @@ def test_worker_killed_whole_in_the_middle_of_a_shard(full_cluster: Cluster, tmp
     assert cluster.rows("SELECT crashes, expiries FROM shards WHERE id = %s", shard) == [(0, 1)]
 
 
-def test_postgresql_restarted_in_the_middle(cluster: Cluster, tmp_path: Path) -> None:
+def test_postgresql_restarted_in_the_middle(half_cluster: Cluster, tmp_path: Path) -> None:
+    cluster = half_cluster
     write(tmp_path / "docs", 60)
     with cluster.slowed():
         job = cluster.submit(tmp_path / "docs", "database")
@@ -101,7 +103,8 @@ def test_postgresql_restarted_in_the_middle(cluster: Cluster, tmp_path: Path) ->
     assert cluster.rows("SELECT sum(crashes) FROM shards WHERE job_id = %s", str(job.id)) == [(0,)]
 
 
-def test_planner_killed_in_the_middle_of_planning(cluster: Cluster, tmp_path: Path) -> None:
+def test_planner_killed_in_the_middle_of_planning(half_cluster: Cluster, tmp_path: Path) -> None:
+    cluster = half_cluster
     write(tmp_path / "docs", 40)
     parent = cluster.processes["planner"].pid
     os.killpg(parent, signal.SIGSTOP)
@@ -120,8 +123,7 @@ def test_planner_killed_in_the_middle_of_planning(cluster: Cluster, tmp_path: Pa
     ]
 
 
-def test_worker_frozen_past_its_lease_and_woken(full_cluster: Cluster, tmp_path: Path) -> None:
-    cluster = full_cluster
+def test_worker_frozen_past_its_lease_and_woken(cluster: Cluster, tmp_path: Path) -> None:
     write(tmp_path / "docs", 60)
     with cluster.slowed():
         job = cluster.submit(tmp_path / "docs", "frozen")
@@ -138,8 +140,7 @@ def test_worker_frozen_past_its_lease_and_woken(full_cluster: Cluster, tmp_path:
     cluster.check_collection("frozen")
 
 
-def test_worker_stopped_gives_its_shard_back(full_cluster: Cluster, tmp_path: Path) -> None:
-    cluster = full_cluster
+def test_worker_stopped_gives_its_shard_back(cluster: Cluster, tmp_path: Path) -> None:
     write(tmp_path / "docs", 60)
     with cluster.slowed():
         job = cluster.submit(tmp_path / "docs", "drained")
@@ -159,7 +160,8 @@ def test_worker_stopped_gives_its_shard_back(full_cluster: Cluster, tmp_path: Pa
     )
 
 
-def test_scheduler_killed_and_its_second_takes_over(cluster: Cluster, tmp_path: Path) -> None:
+def test_scheduler_killed_and_its_second_takes_over(half_cluster: Cluster, tmp_path: Path) -> None:
+    cluster = half_cluster
     write(tmp_path / "docs", 60)
     cluster.start_scheduler("second")
     wait_for(
@@ -186,7 +188,8 @@ def test_a_model_that_cannot_be_loaded_ends_the_worker_with_a_reason(
     assert any(state.startswith("STATUS=cannot start") for state in cluster.told("worker9"))
 
 
-def test_poison_is_quarantined_and_the_rest_embedded(cluster: Cluster, tmp_path: Path) -> None:
+def test_poison_is_quarantined_and_the_rest_embedded(half_cluster: Cluster, tmp_path: Path) -> None:
+    cluster = half_cluster
     write(tmp_path / "docs", 30)
     (tmp_path / "docs" / "poison.txt").write_text("A glass of strychnine, please.\n", encoding="utf-8")
     job = cluster.finish(cluster.submit(tmp_path / "docs", "poison"), seconds=180)
@@ -196,5 +199,5 @@ def test_poison_is_quarantined_and_the_rest_embedded(cluster: Cluster, tmp_path:
         (failure,) = jobs.failures(connection, job.id)
     assert failure.uri.endswith("/poison.txt")
     assert failure.error.startswith("quarantined: its worker crashed 3 times")
-    ((attempts,),) = cluster.rows("SELECT max(attempt) FROM shards WHERE job_id = %s", str(job.id))
-    assert attempts <= 3
+    logs = [cluster.log(name).read_text() for name in ("worker0", "worker1")]
+    assert sum(log.count(f"crashed job={job.id}") for log in logs) == 3
