@@ -29,7 +29,7 @@ def run(cluster: Cluster, *arguments: str, **env: str) -> subprocess.CompletedPr
 def ask(cluster: Cluster, *arguments: str, **env: str) -> Any:
     """Run a command that must succeed with --json and return what it printed."""
     result = run(cluster, *arguments, "--json", **env)
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 0, result.stderr or result.stdout
     return json.loads(result.stdout)
 
 
