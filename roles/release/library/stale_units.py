@@ -16,8 +16,8 @@ module: stale_units
 short_description: Name the running units that were started before a file they read was written
 description:
   - Compares the start of each running unit with the change times of its unit file, drop-ins, environment
-    files and credentials, as systemd and the unit itself name them. A handler loses its notice when a run ends
-    before it; this does not.
+    files and credentials, as systemd and the unit itself name them. A handler loses its notice when a run
+    ends before it; this does not.
   - Changes nothing.
 options:
   units:

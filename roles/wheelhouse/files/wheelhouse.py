@@ -6,8 +6,8 @@ Run by the role `wheelhouse` on the controller, or by hand:
     wheelhouse.py --source . --build build --cache ~/.cache/semantik worker:3.11:x86_64 control:3.13:x86_64
 
 A target is SET:PYTHON:ARCHITECTURE. The release's name is the version and a digest of all that goes in, so
-equal inputs name an equal release, and nothing is built that is there already. Result: JSON on standard output;
-progress and errors on standard error.
+equal inputs name an equal release, and nothing is built that is there already. Result: JSON on standard
+output; progress and errors on standard error.
 """
 
 from __future__ import annotations
