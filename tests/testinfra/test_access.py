@@ -118,6 +118,8 @@ def test_flower_asks_for_credentials_and_shows_every_worker(cluster: Cluster, tm
     route = ("--cacert", str(authority), "--resolve", f"{name}:443:{cluster.address(name)}")
     status = (*route, "--output", "/dev/null", "--write-out", "%{http_code}")
     secret = cluster.control.check_output("cat /etc/semantik/secrets/flower_basic_auth").strip()
+    # Flower alone would answer this one to anybody.
+    assert from_here(f"https://{name}/metrics", *status) == "404"
     assert from_here(f"https://{name}/workers", *status) == "401"
     assert from_here(f"https://{name}/workers", *status, "--user", "admin:admin") == "401"
     assert from_here(f"https://{name}/workers", *status, "--user", secret) == "200"
