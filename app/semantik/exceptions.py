@@ -1,4 +1,4 @@
-"""Errors a user meets. A docstring's first line is the sentence for the class; the message carries the case."""
+"""Errors a user meets. A docstring's first line is the sentence of its class; the message has the case."""
 
 
 class SemantikError(Exception):

@@ -153,6 +153,7 @@ class Planner:
             "job": job.id, "fence": job.fence, "collection": job.collection_id,
             "root": job.uri, "below": f"{root}/", "beyond": f"{root}0",
         }  # fmt: skip
+        connection.execute(query("planner.index_listed"))
         connection.execute("ANALYZE listed")
         row = connection.execute(query("planner.weigh"), values).fetchone()
         assert row is not None, "an aggregate returns a row"

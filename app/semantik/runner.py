@@ -241,6 +241,7 @@ class Runner:
                         item.truncated_tokens,
                     )
                 )  # fmt: skip
+        connection.execute("ANALYZE shard_finished")  # or a large table of chunks may be read whole
         for statement in (
             "shards.delete_chunks",
             "shards.insert_chunks",

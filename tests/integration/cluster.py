@@ -240,7 +240,7 @@ class Cluster:
         """Wait until a shard of the job has shown progress, and return its id and slot."""
         found = wait_for(
             lambda: self.rows(
-                "SELECT id, slot FROM shards WHERE job_id = %s AND state = 'running' AND documents_done > 0 "
+                "SELECT id, slot FROM shards WHERE job_id = %s AND state = 'running' AND chunks > 0 "
                 "AND (%s::text IS NULL OR slot = %s) ORDER BY id",
                 str(job.id), slot, slot,
             ),

@@ -141,7 +141,8 @@ def test_worker_frozen_past_its_lease_and_woken(cluster: Cluster, tmp_path: Path
 
 
 def test_worker_stopped_gives_its_shard_back(cluster: Cluster, tmp_path: Path) -> None:
-    write(tmp_path / "docs", 60)
+    # Long enough that no shard is through within the drain time.
+    write(tmp_path / "docs", 40, words=900)
     with cluster.slowed():
         job = cluster.submit(tmp_path / "docs", "drained")
         shard, slot = cluster.wait_running(job)
@@ -152,7 +153,7 @@ def test_worker_stopped_gives_its_shard_back(cluster: Cluster, tmp_path: Path) -
         assert cluster.rows("SELECT state FROM slots WHERE slot = %s", slot) == [("stopped",)]
     assert cluster.finish(job).state == "completed"
     cluster.start_worker(number)
-    assert cluster.outcomes(job) == {"embedded": 60}
+    assert cluster.outcomes(job) == {"embedded": 40}
     assert cluster.rows("SELECT crashes, expiries FROM shards WHERE id = %s", shard) == [(0, 0)]
     assert (
         f"given back: the service stops job={job.id} shard={shard}"
