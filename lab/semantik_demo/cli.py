@@ -16,9 +16,9 @@ from semantik_demo.errors import DemoError
 
 COLLECTION = "debian"
 QUESTIONS = (
-    "Where must a package put its configuration files?",
-    "How do I take over a package whose maintainer has disappeared?",
-    "How can I protect the boot loader with a password?",
+    "How do I set a password for the boot loader?",
+    "What should be done about a maintainer who no longer answers?",
+    "What does the directory /srv hold?",
 )
 EXIT_INTERRUPTED = 130
 #: What `semantik watch` returns for a job in which single documents failed: the summary counts them.
