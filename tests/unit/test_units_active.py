@@ -24,6 +24,16 @@ def test_a_unit_that_keeps_falling_is_not_waited_for(
     assert active_units.verdict(shown, restarts=3) is expected
 
 
+def test_a_unit_about_to_restart_is_waited_for() -> None:
+    shown = {"a": active_units.read("ActiveState=active\nNRestarts=0\nJob=411\n")}
+    assert active_units.verdict(shown, restarts=3) is None
+    assert active_units.read("ActiveState=active\nNRestarts=2\n") == ("active", 2)
+
+
+def test_a_socket_counts_no_restarts() -> None:
+    assert active_units.read("ActiveState=active\nJob=0\n") == ("active", 0)
+
+
 def test_waiting_ends_with_the_last_unit(monkeypatch: pytest.MonkeyPatch) -> None:
     answers: Iterator[dict[str, tuple[str, int]]] = iter([{"a": ("activating", 0)}, {"a": ("active", 0)}])
     monkeypatch.setattr(active_units.time, "sleep", lambda seconds: None)

@@ -40,6 +40,17 @@ states:
 """
 
 
+def read(output: str) -> tuple[str, int]:
+    """Return state and count of restarts from `systemctl show`."""
+    properties = dict(line.partition("=")[::2] for line in output.splitlines())
+    state = properties["ActiveState"]
+    # A restart that waits for its turn: the unit is active still, and about not to be.
+    if state == "active" and properties.get("Job", "0") not in ("", "0"):
+        state = "active, with a job that waits"
+    # A socket is never restarted and has no such count.
+    return state, int(properties.get("NRestarts") or 0)
+
+
 def verdict(shown: Mapping[str, tuple[str, int]], restarts: int) -> bool | None:
     """Judge states and counts of restarts: True all active, False one cannot become so, None wait."""
     if any(state == "failed" or (state != "active" and count >= restarts) for state, count in shown.values()):
@@ -77,11 +88,9 @@ def main() -> None:
     def show() -> dict[str, tuple[str, int]]:
         found = {}
         for unit in module.params["units"]:
-            command = ["systemctl", "show", "--property=ActiveState,NRestarts", "--", unit]
+            command = ["systemctl", "show", "--property=ActiveState,NRestarts,Job", "--", unit]
             _, output, _ = module.run_command(command, check_rc=True)
-            properties = dict(line.partition("=")[::2] for line in output.splitlines())
-            # A socket is never restarted and has no such count.
-            found[unit] = (properties["ActiveState"], int(properties.get("NRestarts") or 0))
+            found[unit] = read(output)
         return found
 
     if module.check_mode:
