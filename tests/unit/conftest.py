@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+# Before any test imports Ansible's modules: those replace sys.intern, which torch's compiler then refuses.
+import torch._dynamo  # noqa: F401
+
 from semantik.model import Model, load_model
 from semantik.settings import Settings
 
