@@ -1,5 +1,8 @@
 """Errors a user meets. A docstring's first line is the sentence of its class; the message has the case."""
 
+#: sysexits.h: the status of a service whose settings cannot be used; its unit is not started again for it.
+EX_CONFIG = 78
+
 
 class SemantikError(Exception):
     """Something the user or the operator can put right; shown as one line, exit status 1."""
@@ -19,6 +22,10 @@ class DatabaseUnavailable(SemantikError):
 
 class NotFound(SemantikError):
     """The named job, collection or source does not exist."""
+
+
+class Absent(NotFound):
+    """There is nothing at the source, though it could be looked at: removed, or not mounted."""
 
 
 class Refused(SemantikError):

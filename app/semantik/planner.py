@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import psycopg
@@ -17,7 +17,7 @@ from psycopg import sql
 
 from semantik import jobs, sources
 from semantik.database import WAKE, Connection, backoff, connect, passes, query
-from semantik.exceptions import FenceLost, NotFound, Refused, SemantikError
+from semantik.exceptions import Absent, FenceLost, NotFound, Refused, SemantikError
 from semantik.leases import Keeper
 from semantik.logs import event
 from semantik.pulse import ChildPulse
@@ -190,7 +190,7 @@ class Planner:
         connection.execute(query("planner.make_listed"))
         with connection.cursor().copy("COPY listed FROM STDIN (FORMAT BINARY)") as copy:
             copy.set_types(["text", "int8", "text", "text"])
-            for found in sources.list_source(job.uri):
+            for found in _found(job):
                 complete = complete and not found.incomplete
                 copy.write_row((found.uri, found.size, found.version, found.error))
                 lease.listed += 1
@@ -225,6 +225,17 @@ def shard_bytes(total: int, *, rate: float, slots: int, seconds: float) -> float
     """
     even = total / (max(slots, 1) * SPREAD)
     return max(1.0, min(rate * seconds, max(even, rate * min(SHORTEST_SHARD, seconds))))
+
+
+def _found(job: _Job) -> Iterator[sources.Listed]:
+    """Yield the job's listing: none, where the source itself is gone and its removal is meant."""
+    try:
+        yield from sources.list_source(job.uri)
+    except Absent:
+        # A prefix without objects does not exist, nor does a root that was one file. A path's directory must
+        # hold something still: with the share unmounted it holds nothing either.
+        if not job.allow_removal or not sources.visible(sources.folder(job.uri)):
+            raise
 
 
 def _guard(job: _Job, listed: int, known: int, gone: int, complete: bool) -> None:

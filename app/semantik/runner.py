@@ -208,21 +208,31 @@ class Runner:
                 self._advance(lease)
         _check(documents, finished, rows)
         embedded = sum(sizes[item.key] for item in finished if item.outcome == "embedded")
-        return self._vanished(held, finished), embedded
+        return self._vanished(held, finished, documents), embedded
 
     def _open(self, uri: str) -> int:
         return sources.open_source(uri, most_bytes=self.settings.document_max_mb << 20)
 
-    def _vanished(self, held: Claim, finished: list[Finished]) -> list[Finished]:
-        """Tell documents that were removed from those that this host does not see, its share unmounted."""
-        gone = sum(item.outcome == "removed" for item in finished)
-        if not gone or (sources.visible(held.root) and (gone == 1 or gone * 2 <= len(finished))):
+    def _vanished(self, held: Claim, finished: list[Finished], documents: Sequence[Source]) -> list[Finished]:
+        """Tell documents that were removed from those that this host does not see, a share unmounted."""
+        gone = {item.key for item in finished if item.outcome == "removed"}
+        if not gone:
             return finished
-        reason = f"not found on {self.settings.host}: is {held.root} mounted there?"
-        return [
-            replace(item, outcome="failed", error=reason) if item.outcome == "removed" else item
-            for item in finished
-        ]
+        hidden = not sources.visible(held.root) or (len(gone) > 1 and len(gone) * 2 > len(finished))
+        # Below the root another share may be mounted, of which this host has the empty mountpoint or nothing.
+        folders = {source.key: sources.folder(source.uri) for source in documents if source.key in gone}
+        unseen = {folder for folder in set(folders.values()) if hidden or not sources.visible(folder)}
+
+        def judged(item: Finished) -> Finished:
+            folder = folders.get(item.key)
+            if folder not in unseen:
+                return item
+            place = held.root if hidden else folder
+            return replace(
+                item, outcome="failed", error=f"not found on {self.settings.host}: is {place} mounted there?"
+            )
+
+        return [judged(item) for item in finished]
 
     def _commit(
         self, connection: Connection, lease: ShardLease, finished: Sequence[Finished], waits: dict[str, float]

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from semantik.exceptions import DocumentError, NotFound, SemantikError
+from semantik.exceptions import Absent, DocumentError, NotFound, SemantikError
 
 _COPY_BYTES = 1 << 20
+#: Where a host keeps devices, its processes' memory and credentials, and never documents.
+_NO_DOCUMENTS = {"proc", "sys", "dev", "run", "etc", "root"}
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,19 @@ def normalize(uri: str) -> str:
         raise NotFound(f"{uri!r} is not UTF-8: the name cannot be recorded, rename it") from None
     if "\0" in uri or not uri:
         raise NotFound(f"{uri!r} names no source")
-    parts = urlsplit(uri)
-    if "://" in uri and parts.scheme != "file":
-        return uri.rstrip("/") if parts.path else uri
-    path = unquote(parts.path) if "://" in uri else uri
+    path = uri
+    if "://" in uri:
+        parts = urlsplit(uri)
+        if parts.scheme not in ("file", "local"):
+            # The two slashes before an empty host are the scheme's, however many follow.
+            scheme, _, rest = uri.partition("://")
+            return f"{scheme}://{rest.rstrip('/')}"
+        if parts.netloc not in ("", "localhost"):
+            raise NotFound(
+                f"{uri!r} names the host {parts.netloc!r}, and files are read where a worker is: "
+                "write three slashes before an absolute path, file:///srv/documents"
+            )
+        path = unquote(parts.path)
     if not path.startswith("/"):
         raise NotFound(f"{uri!r} is relative and means another place on every host: give the absolute path")
     return os.path.normpath(path).replace("//", "/")
@@ -60,7 +71,8 @@ def is_local(uri: str) -> bool:
 def list_source(uri: str) -> Iterator[Listed]:
     """Yield every document under `uri`, in no order, in memory that does not grow with their number.
 
-    Raises NotFound when there is nothing at `uri`, SemantikError when it cannot be listed at all.
+    Raises Absent when there is nothing at `uri`, NotFound when it can be no source, SemantikError when it
+    cannot be listed at all.
     """
     return _list_local(uri) if is_local(uri) else _list_remote(uri)
 
@@ -69,7 +81,7 @@ def _list_local(root: str) -> Iterator[Listed]:
     try:
         found = Path(root).stat()
     except (FileNotFoundError, NotADirectoryError):
-        raise NotFound(
+        raise Absent(
             f"{root} does not exist here: is the share mounted, and at the same path on all hosts?"
         ) from None
     except OSError as error:
@@ -130,9 +142,17 @@ def _text(path: str) -> str:
 def _filesystem(uri: str) -> tuple[Any, str]:
     import fsspec
 
+    scheme = uri.partition("://")[0]
     try:
+        # Not url_to_fs: it takes "::", which a key may hold, for a chain of filesystems and opens another
+        # name.
+        kind = fsspec.get_filesystem_class(scheme)
         # Without a cache of listings, which would grow with the number of objects.
-        return fsspec.core.url_to_fs(uri, use_listings_cache=False)  # type: ignore[no-any-return]
+        options = {"use_listings_cache": False, **kind._get_kwargs_from_urls(uri)}
+        path = kind._strip_protocol(uri)
+        # Some kinds leave the first slash away where they take the rest for a chain.
+        path = path if path.startswith(kind.root_marker) else f"{kind.root_marker}{path}"
+        return fsspec.filesystem(scheme, **options), path
     except (ImportError, ValueError) as error:
         raise NotFound(f"{uri}: {' '.join(str(error).split())}") from error
 
@@ -142,7 +162,7 @@ def _list_remote(uri: str) -> Iterator[Listed]:
     try:
         top = filesystem.info(root)
     except FileNotFoundError:
-        raise NotFound(f"there is nothing at {uri}") from None
+        raise Absent(f"there is nothing at {uri}") from None
     except Exception as error:
         raise SemantikError(f"{uri} cannot be read: {' '.join(str(error).split())}") from error
     # Names under the root as it was given, so that the next listing's are the same.
@@ -168,7 +188,7 @@ def open_source(uri: str, *, most_bytes: int = 0) -> int:
 
     A path is opened where it is; what another scheme names is copied into an anonymous file first, up to
     `most_bytes` (0: no limit). Raises FileNotFoundError when it has vanished, DocumentError when it is no
-    regular file, cannot be read or is larger.
+    regular file, cannot be read, is larger, or is a link to nowhere or to what is no document of this host's.
     """
     if not is_local(uri):
         return _fetch(uri, most_bytes)
@@ -176,6 +196,9 @@ def open_source(uri: str, *, most_bytes: int = 0) -> int:
         # O_NONBLOCK: opening a FIFO that appeared under the name must not hang.
         descriptor = os.open(uri, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except (FileNotFoundError, NotADirectoryError) as error:
+        if Path(uri).is_symlink():
+            # The listing saw a file behind it, so that it is this host which lacks the target, a share maybe.
+            raise DocumentError("is a link to what this host does not have") from error
         raise FileNotFoundError(uri) from error
     except OSError as error:
         raise DocumentError(f"cannot be opened: {error.strerror}") from error
@@ -183,6 +206,12 @@ def open_source(uri: str, *, most_bytes: int = 0) -> int:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise DocumentError("is no regular file")
+        # Whoever may put a file into the source may put a link there, and the service reads more than they
+        # do: its credentials below /run, its environment in /proc, settings in /etc. A search would show
+        # them. The open descriptor is asked, since the name may lead elsewhere a moment later.
+        behind = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if not _NO_DOCUMENTS.isdisjoint(behind.parts[1:2]):
+            raise DocumentError(f"leads to /{behind.parts[1]}, which holds no documents")
         if most_bytes and found.st_size > most_bytes:
             raise _too_large(most_bytes)
     except BaseException:
@@ -213,6 +242,11 @@ def _fetch(uri: str, most_bytes: int) -> int:
 
 def _too_large(most_bytes: int) -> DocumentError:
     return DocumentError(f"is larger than SEMANTIK_DOCUMENT_MAX_MB ({most_bytes >> 20} MB)")
+
+
+def folder(uri: str) -> str:
+    """Return what holds the document at `uri`."""
+    return uri.rpartition("/")[0] or "/"
 
 
 def visible(root: str) -> bool:

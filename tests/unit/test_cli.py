@@ -109,6 +109,11 @@ def test_a_source_that_does_not_exist_is_one_line_with_what_to_do() -> None:
     assert "same path" in line
 
 
+def test_a_source_that_is_gone_may_be_submitted_where_its_removal_is_meant() -> None:
+    result = run("submit", "/no/such/folder", "--collection", "x", "--allow-removal")
+    assert "PostgreSQL cannot be reached" in one_line(result), "it went no further than the source"
+
+
 def test_a_url_that_nothing_reads_is_refused() -> None:
     result = run("submit", "gopher://host/folder", "--collection", "x")
     assert result.returncode == 1

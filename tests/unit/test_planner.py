@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from semantik.exceptions import NotFound, Refused
-from semantik.planner import SHORTEST_SHARD, SPREAD, _guard, _Job, shard_bytes
+from semantik.planner import SHORTEST_SHARD, SPREAD, _found, _guard, _Job, shard_bytes
 
 
 def test_a_large_job_has_shards_of_so_many_seconds() -> None:
@@ -21,8 +23,8 @@ def test_a_tiny_job_is_not_cut_finer_than_is_worth_it() -> None:
     assert shard_bytes(0, rate=1000.0, slots=0, seconds=2.0) == 2000
 
 
-def job(*, allow_removal: bool = False) -> _Job:
-    return _Job("id", 1, "/srv/documents", 7, allow_removal, 1)
+def job(*, allow_removal: bool = False, uri: str = "/srv/documents") -> _Job:
+    return _Job("id", 1, uri, 7, allow_removal, 1)
 
 
 @pytest.mark.parametrize(
@@ -39,3 +41,21 @@ def test_an_empty_listing_and_one_with_more_than_half_gone_are_refused() -> None
     with pytest.raises(Refused, match=r"6 of the 10.*--allow-removal"):
         _guard(job(), 4, 10, 6, True)
     _guard(job(allow_removal=True), 0, 10, 10, True)
+
+
+def test_a_source_that_is_gone_lists_as_empty_where_its_removal_is_meant(tmp_path: Path) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    for uri in (str(share / "a.txt"), "memory://nothing/here"):
+        with pytest.raises(NotFound):
+            list(_found(job(uri=uri)))
+    assert list(_found(job(uri="memory://nothing/here", allow_removal=True))) == []
+    with pytest.raises(NotFound, match="is the share mounted"):
+        list(_found(job(uri=str(share / "a.txt"), allow_removal=True)))
+    (share / "b.txt").write_text("")
+    assert list(_found(job(uri=str(share / "a.txt"), allow_removal=True))) == []
+
+
+def test_a_source_that_cannot_be_read_never_lists_as_empty() -> None:
+    with pytest.raises(NotFound, match="nosuch"):
+        list(_found(job(uri="nosuch://bucket", allow_removal=True)))

@@ -22,6 +22,11 @@ from semantik.sources import Listed, list_source, normalize, open_source, visibl
         ("s3://bucket/folder/", "s3://bucket/folder"),
         ("s3://bucket", "s3://bucket"),
         ("/", "/"),
+        ("local:///srv/a/", "/srv/a"),
+        ("file://localhost/srv/a", "/srv/a"),
+        ("memory:///", "memory://"),
+        ("memory:///bucket/", "memory:///bucket"),
+        ("s3://bucket/a#b/", "s3://bucket/a#b"),
     ],
 )
 def test_a_source_has_one_name(given: str, kept: str) -> None:
@@ -31,6 +36,12 @@ def test_a_source_has_one_name(given: str, kept: str) -> None:
 @pytest.mark.parametrize("given", ["documents", "./documents", "", "~/documents", "/srv/\0", "/srv/\udce9"])
 def test_what_names_no_source_on_every_host_is_refused(given: str) -> None:
     with pytest.raises(NotFound):
+        normalize(given)
+
+
+@pytest.mark.parametrize("given", ["file://data/docs", "local://data/docs"])
+def test_a_file_url_with_a_host_is_refused_and_not_read_as_its_path(given: str) -> None:
+    with pytest.raises(NotFound, match="names the host 'data'"):
         normalize(given)
 
 
@@ -133,6 +144,24 @@ def test_opening_takes_regular_files_alone(tmp_path: Path) -> None:
         open_source(str(tmp_path / "a.txt"), most_bytes=2)
 
 
+def test_a_link_to_what_this_host_lacks_has_not_vanished(tmp_path: Path) -> None:
+    (tmp_path / "link.txt").symlink_to(tmp_path / "other-share" / "a.txt")
+    with pytest.raises(DocumentError, match="link to what this host does not have"):
+        open_source(str(tmp_path / "link.txt"))
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "/proc/self/environ"])
+def test_a_link_out_to_the_system_is_refused_and_leaves_nothing_open(tmp_path: Path, target: str) -> None:
+    (tmp_path / "link.txt").symlink_to(target)
+    (tmp_path / "a.txt").write_text("abc")
+    (tmp_path / "within.txt").symlink_to(tmp_path / "a.txt")
+    before = descriptors()
+    with pytest.raises(DocumentError, match="holds no documents"):
+        open_source(str(tmp_path / "link.txt"))
+    assert descriptors() == before
+    os.close(open_source(str(tmp_path / "within.txt")))
+
+
 def test_an_unmounted_share_is_not_visible(tmp_path: Path) -> None:
     assert not visible(str(tmp_path)), "an empty directory: what remains of a mountpoint"
     assert not visible(str(tmp_path / "nowhere"))
@@ -167,6 +196,18 @@ def test_a_store_is_listed_and_fetched(bucket: str) -> None:
         open_source("memory://bucket/c.txt")
     with pytest.raises(NotFound):
         listing("memory://elsewhere")
+
+
+@pytest.mark.parametrize("root", ["memory://bucket", "memory://bucket/c::d", "memory:///bucket", "memory://"])
+def test_a_key_with_two_colons_is_itself_and_no_chain(bucket: str, root: str) -> None:
+    import fsspec
+
+    fsspec.filesystem("memory").pipe({"/bucket/c::d/memory::e.txt": b"hij"})
+    (uri,) = [uri for uri in listing(root) if uri.endswith("/c::d/memory::e.txt")]
+    assert uri.startswith(f"{root.rstrip('/')}/")
+    descriptor = open_source(uri)
+    assert os.read(descriptor, 10) == b"hij"
+    os.close(descriptor)
 
 
 def test_a_scheme_that_nothing_reads_is_named(tmp_path: Path) -> None:

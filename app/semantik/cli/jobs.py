@@ -42,8 +42,10 @@ class Source(click.ParamType[str]):
         return value
 
 
-def look(uri: str) -> None:
+def look(uri: str, *, allow_removal: bool = False) -> None:
     """Raise NotFound when this host already sees that nothing can be read at `uri`.
+
+    With `allow_removal` there may be nothing: so the last documents of a source leave the collection.
 
     Only paths are looked at: the keys to object stores are the services' alone. What workers do not see is
     for the planner to find out, and shown by `semantik watch`.
@@ -63,6 +65,8 @@ def look(uri: str) -> None:
     try:
         Path(root).stat()
     except FileNotFoundError:
+        if allow_removal:
+            return
         raise NotFound(
             f"{uri} does not exist on this host: give a folder or file that this host and all workers have "
             "at the same path, such as a shared mount"
@@ -96,7 +100,7 @@ def submit(uri: str, collection: str, watching: bool, priority: int, allow_remov
     from semantik.database import connect
     from semantik.settings import load
 
-    look(uri)
+    look(uri, allow_removal=allow_removal)
     settings = load()
     with connect(settings, application_name="semantik submit") as connection:
         job = records.submit(
