@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from semantik.exceptions import SettingsError
@@ -122,10 +124,49 @@ def read_env_file(path: Path) -> dict[str, str]:
     return values
 
 
+def convert(field: str, text: str) -> str | int | float:
+    """Return `text` as a value of the field `field`.
+
+    Raises SettingsError naming the variable when it is not of the field's type, or no value it can have.
+    """
+    kind = {"int": int, "float": float}.get(str(Settings.__dataclass_fields__[field].type), str)
+    try:
+        value: str | int | float = kind(text)
+    except ValueError:
+        raise SettingsError(f"{variable(field)}={text!r} is not a number ({kind.__name__})") from None
+    # A duration of nothing makes a loop without a pause, or a lease that has run out when it is taken.
+    if field.endswith(("_seconds", "_days")) and not (math.isfinite(float(value)) and float(value) > 0):
+        raise SettingsError(f"{variable(field)}={text!r}: a duration must be more than 0")
+    if field == "device" and value not in ("auto", "cpu", "cuda"):
+        raise SettingsError(f"{variable(field)}={text!r}: choose auto, cpu or cuda")
+    return value
+
+
+def agree(values: Mapping[str, str | int | float]) -> None:
+    """Raise SettingsError naming both variables where two of `values`, or one and a default, contradict."""
+
+    def number(field: str) -> float:
+        default: Any = Settings.__dataclass_fields__[field].default
+        return float(values.get(field, default))
+
+    lease, renew = number("lease_seconds"), number("renew_seconds")
+    if lease < 3 * renew:
+        raise SettingsError(
+            f"{variable('lease_seconds')}={lease:g} must be at least three times "
+            f"{variable('renew_seconds')}={renew:g}: one late renewal must not lose a shard"
+        )
+    chunk, overlap = number("chunk_tokens"), number("chunk_overlap")
+    if 0 < chunk <= overlap:
+        raise SettingsError(
+            f"{variable('chunk_overlap')}={overlap:g} must be less than "
+            f"{variable('chunk_tokens')}={chunk:g}: each chunk must go further than the one before"
+        )
+
+
 def load(env: Mapping[str, str] | None = None) -> Settings:
     """Build Settings from `env` (default: the process environment, over /etc/semantik/semantik.env).
 
-    Raises SettingsError naming the variable when one is missing or not of its type.
+    Raises SettingsError naming the variable when one is missing, not of its type, or contradicts another.
     """
     if env is None:
         # check.env holds what `semantik check` expects to find, a file of its own: a service is restarted
@@ -135,13 +176,9 @@ def load(env: Mapping[str, str] | None = None) -> Settings:
     values: dict[str, str | int | float] = {}
     for field in fields(Settings):
         text = env.get(variable(field.name), "")
-        if text == "":
-            continue
-        kind = {"int": int, "float": float}.get(str(field.type), str)
-        try:
-            values[field.name] = kind(text)
-        except ValueError:
-            raise SettingsError(f"{variable(field.name)}={text!r} is not a number ({field.type})") from None
+        if text != "":
+            values[field.name] = convert(field.name, text)
+    agree(values)
     for field_name in ("broker_url", "database_url"):
         if field_name not in values:
             raise SettingsError(
@@ -153,6 +190,4 @@ def load(env: Mapping[str, str] | None = None) -> Settings:
         values[field_name] = with_password(str(values[field_name]), credential("redis_password", env))
     values["database_url"] = with_password(str(values["database_url"]), credential("database_password", env))
     values.setdefault("host", socket.gethostname().partition(".")[0])
-    if values.get("device", "auto") not in ("auto", "cpu", "cuda"):
-        raise SettingsError(f"SEMANTIK_DEVICE={values['device']!r}: choose auto, cpu or cuda")
     return Settings(**values)  # type: ignore[arg-type]

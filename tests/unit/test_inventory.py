@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
+from jinja2 import Template
+
+from semantik.settings import load, read_env_file
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
@@ -135,6 +138,43 @@ def test_every_problem_is_named_in_one_run(site: Site) -> None:
     assert len(errors) == 9
 
 
+def test_settings_that_the_services_would_refuse_are_refused(site: Site) -> None:
+    content = inventory()
+    workers = content["all"]["children"]["workers"]["hosts"]
+    content["all"]["vars"]["cluster_lease_seconds"] = 12  # renewals follow
+    workers["gpu1"]["cluster_settings"] = {"SEMANTIK_RENEW_SECONDS": "soon", "SEMANTIK_TICK_SECONDS": -1}
+    workers["gpu2"]["cluster_settings"] = {"SEMANTIK_RENEW_SECONDS": 5}
+    assert sorted(site.errors(content)) == [
+        "cluster_settings.SEMANTIK_RENEW_SECONDS: SEMANTIK_RENEW_SECONDS='soon' is not a number (float) "
+        "(host gpu1)",
+        "cluster_settings.SEMANTIK_TICK_SECONDS: SEMANTIK_TICK_SECONDS='-1': a duration must be more than 0 "
+        "(host gpu1)",
+        "cluster_settings: SEMANTIK_LEASE_SECONDS=12 must be at least three times SEMANTIK_RENEW_SECONDS=5: "
+        "one late renewal must not lose a shard (host gpu2)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lease", "settings", "renew"),
+    [
+        (60, {}, 10),
+        (12, {}, 2),
+        (60, {"SEMANTIK_LEASE_SECONDS": 6}, 1),
+        (60, {"SEMANTIK_RENEW_SECONDS": 3}, 3),
+    ],
+)
+def test_renewals_follow_the_lease_into_the_file_of_settings(
+    lease: int, settings: dict[str, int], renew: float, tmp_path: Path
+) -> None:
+    template = ROOT / "roles" / "release" / "templates" / "semantik.env.j2"
+    text = Template(template.read_text(encoding="utf-8"), trim_blocks=True).render(
+        {"cluster_lease_seconds": lease, "cluster_settings": settings, "cluster_chunk_overlap": 32},
+        __release_model={"revision": "r", "dim": 384, "max_tokens": 256},
+    )
+    (tmp_path / "semantik.env").write_text(text)
+    assert load(read_env_file(tmp_path / "semantik.env")).renew_seconds == renew
+
+
 def test_leftover_and_weak_passwords_are_refused(site: Site) -> None:
     content = inventory()
     content["all"]["vars"] |= {
@@ -143,6 +183,8 @@ def test_leftover_and_weak_passwords_are_refused(site: Site) -> None:
         "somebody_elses": ["x", "guest:guest"],
         "cluster_redis_password_worker": "s3cr3t-word",
         "cluster_redis_password_query": "long-enough-to-be-kept",
+        "cluster_redis_password_flower": 123,
+        "cluster_redis_password_control": 123456789012,
         "cluster_database_password_worker": "changeme",
     }
     content["all"]["children"]["workers"]["vars"] = {"cluster_flower_basic_auth": "no-colon-in-this-one"}
@@ -153,10 +195,12 @@ def test_leftover_and_weak_passwords_are_refused(site: Site) -> None:
         "somebody_elses[1] is a well-known default",
         "cluster_redis_password_worker is shorter than 12 characters",
         "cluster_database_password_worker is a well-known default",
+        "cluster_redis_password_flower is shorter than 12 characters",
         "cluster_flower_basic_auth must be user:password",
     ):
         assert expected in text
     assert "cluster_redis_password_query" not in text
+    assert "cluster_redis_password_control" not in text
     assert "s3cr3t-word" not in text, "a secret was shown"
 
 

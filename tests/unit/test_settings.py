@@ -48,7 +48,9 @@ def test_the_result_backend_is_the_broker_unless_it_is_set() -> None:
 def test_every_field_is_read_from_its_variable(field: Field[Any]) -> None:
     name, kind = field.name, str(field.type)
     text, value = {"int": ("7", 7), "float": ("7.5", 7.5)}.get(kind, ("redis://x/7", "redis://x/7"))
-    assert getattr(load({**BASE, variable(name): text}), name) == value
+    # What the value must agree with.
+    others = {"SEMANTIK_RENEW_SECONDS": "1", "SEMANTIK_CHUNK_OVERLAP": "3"}
+    assert getattr(load({**BASE, **others, variable(name): text}), name) == value
 
 
 def test_every_own_variable_is_named_after_its_field_and_stands_in_the_source() -> None:
@@ -77,6 +79,30 @@ def test_a_device_that_does_not_exist_is_refused() -> None:
     assert load({**BASE, "SEMANTIK_DEVICE": "cuda"}).device == "cuda"
     with pytest.raises(SettingsError, match="SEMANTIK_DEVICE='tpu': choose auto, cpu or cuda"):
         load({**BASE, "SEMANTIK_DEVICE": "tpu"})
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf"])
+@pytest.mark.parametrize(
+    "name", ["SEMANTIK_RENEW_SECONDS", "SEMANTIK_TICK_SECONDS", "SEMANTIK_KEEP_JOBS_DAYS"]
+)
+def test_a_duration_that_is_none_is_refused(name: str, text: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name}='{text}'.*more than 0"):
+        load({**BASE, name: text})
+
+
+def test_a_lease_outlives_a_late_renewal() -> None:
+    assert load({**BASE, "SEMANTIK_LEASE_SECONDS": "30"}).lease_seconds == 30
+    with pytest.raises(SettingsError, match=r"SEMANTIK_LEASE_SECONDS=29 .*SEMANTIK_RENEW_SECONDS=10"):
+        load({**BASE, "SEMANTIK_LEASE_SECONDS": "29"})
+
+
+def test_an_overlap_is_shorter_than_its_chunk() -> None:
+    assert load({**BASE, "SEMANTIK_CHUNK_TOKENS": "33"}).chunk_tokens == 33
+    assert load({**BASE, "SEMANTIK_CHUNK_OVERLAP": "500"}).chunk_overlap == 500, (
+        "the model's limit is unknown"
+    )
+    with pytest.raises(SettingsError, match=r"SEMANTIK_CHUNK_OVERLAP=32 .*SEMANTIK_CHUNK_TOKENS=32"):
+        load({**BASE, "SEMANTIK_CHUNK_TOKENS": "32"})
 
 
 def test_passwords_come_from_credentials_into_urls_that_name_a_user(tmp_path: Path) -> None:

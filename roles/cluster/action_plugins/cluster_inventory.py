@@ -48,6 +48,8 @@ MAGIC = {
     *("environment", "group_names", "groups", "hostvars", "inventory_dir", "inventory_file", "omit"),
     *("inventory_hostname", "inventory_hostname_short", "play_hosts", "playbook_dir", "role_names", "vars"),
 }
+#: Settings of the application that have variables of their own, cluster_*.
+OWN_SETTINGS = ("LEASE_SECONDS", "CHUNK_OVERLAP")
 #: How alike a name must be to one of ours to be taken for a typing mistake.
 ALIKE = 0.88
 
@@ -143,9 +145,12 @@ def secret_problem(name: str, value: str) -> str:
 
 
 def strings(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    """Yield every text inside `value` with the path that leads to it."""
+    """Yield every text and number inside `value` with the path that leads to it."""
     if isinstance(value, str):
         yield path, value
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        # A password of digits, written without quotes, is a number to YAML and a weak secret all the same.
+        yield path, str(value)
     elif isinstance(value, Mapping):
         for key, entry in value.items():
             yield from strings(entry, f"{path}.{key}")
@@ -235,19 +240,43 @@ def check_model(problems: Problems, host: str, source: str) -> None:
         )
 
 
-def check_settings(problems: Problems, host: str, settings: Mapping[str, Any], repository: Path) -> None:
-    """Check that each of cluster_settings is a variable that the application reads."""
+def check_settings(problems: Problems, host: str, variables: Mapping[str, Any], repository: Path) -> None:
+    """Check that each of cluster_settings is a variable that the application reads, with a value it takes."""
     sys.path.insert(0, str(repository / "app"))
     try:
-        from semantik.settings import Settings, variable
+        from semantik.exceptions import SettingsError
+        from semantik.settings import Settings, agree, convert, variable
     finally:
         sys.path.remove(str(repository / "app"))
-    known = {variable(name) for name in Settings.__dataclass_fields__}
-    for name in settings:
+    known = {variable(field): field for field in Settings.__dataclass_fields__}
+    settings = variables.get("cluster_settings", {})
+    if not isinstance(settings, Mapping):
+        return  # its type is a problem of its own
+    # As the template writes them: variables of their own first, which cluster_settings may override.
+    given = {f"SEMANTIK_{name}": variables.get(f"cluster_{name.lower()}") for name in OWN_SETTINGS} | settings
+    lease = given["SEMANTIK_LEASE_SECONDS"]
+    values: dict[str, str | int | float] = {}
+    sound = True
+    for name, value in given.items():
+        where = (
+            f"cluster_settings.{name}" if name in settings else name.lower().replace("semantik", "cluster")
+        )
         if name not in known:
-            problems.add(
-                f"cluster_settings.{name} is not a setting of the application{suggestion(name, known)}", host
-            )
+            problems.add(f"{where} is not a setting of the application{suggestion(name, known)}", host)
+        elif value not in (None, ""):
+            try:
+                values[known[name]] = convert(known[name], str(value))
+            except SettingsError as error:
+                problems.add(f"{where}: {error}", host)
+                sound = False
+    if not sound:
+        return
+    if lease not in (None, ""):
+        values.setdefault("renew_seconds", float(lease) / 6)  # the template's
+    try:
+        agree(values)
+    except SettingsError as error:
+        problems.add(f"cluster_settings: {error}", host)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -303,8 +332,7 @@ class ActionModule(ActionBase):
                 check_networks(problems, host, variables)
             if isinstance(variables.get("cluster_model_source"), str):
                 check_model(problems, host, variables["cluster_model_source"])
-            if isinstance(variables.get("cluster_settings"), dict):
-                check_settings(problems, host, variables["cluster_settings"], roles_dir.parent)
+            check_settings(problems, host, variables, roles_dir.parent)
 
     def evaluate(
         self,
