@@ -25,6 +25,8 @@ except OSError as error:
 HOLD_PARSER = (
     "import socket,sys,time; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); time.sleep(60)"
 )
+#: What `ls` ends with: all shown, or something missing or shut. nsenter and setpriv end with other numbers.
+LS_STATUS = {0, 2}
 #: No driver is behind a stand-in's node; a real card opens.
 ALLOWED = {0, errno.ENXIO}
 
@@ -90,12 +92,14 @@ def test_parser_has_no_network_no_credentials_and_no_gpu(cluster: Cluster) -> No
         assert "PASSWORD" not in host.check_output(f"tr '\\0' '\\n' < /proc/{pid}/environ").upper()
         uid = re.search(r"^Uid:\s+(\d+)", status, re.MULTILINE)
         assert uid is not None and int(uid[1]) != 0
+        # As the parser's user, without capabilities, in the parser's own view of the file system.
+        look = f"{inside} --mount setpriv --reuid {uid[1]} --clear-groups --bounding-set -all ls -A %s"
+        # The same command shows what a parser may see: otherwise its silence below would say nothing.
+        assert "bin" in host.check_output(look, "/opt/semantik/current/venv").split()
         for hidden in ("/etc/semantik/secrets", "/run/credentials", "/var/lib/semantik", "/dev/nvidia0"):
             # What does not exist there, is shut, or is empty shows nothing to anyone without capabilities.
-            listed = host.run(
-                f"{inside} --mount setpriv --reuid {uid[1]} --clear-groups --bounding-set -all ls -A %s",
-                hidden,
-            )
+            listed = host.run(look, hidden)
+            assert listed.rc in LS_STATUS, listed.stderr
             assert not listed.stdout.strip(), f"{hidden}: {listed.stdout}"
     finally:
         host.check_output(f"kill {holder}")
