@@ -7,13 +7,16 @@ only while the work advances: a process that hangs loses its lease as a dead one
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from semantik.database import CANCELLED, Connection, backoff, connect, passes
 from semantik.logs import event
+from semantik.pulse import ChildPulse
 from semantik.settings import Settings
 
 log = logging.getLogger("semantik.leases")
@@ -41,6 +44,21 @@ class Lease(Protocol):
     def renew(self, connection: Connection) -> bool:
         """Extend the lease and record progress; return whether it is still held."""
         ...
+
+
+@contextmanager
+def database_works(lease: Lease, pulse: ChildPulse) -> Iterator[None]:
+    """Count a statement's time as progress, however long it takes: over millions of rows that is minutes.
+
+    A connection whose other end is gone breaks by its own time-outs, so this cannot last for ever.
+    """
+    lease.advanced_at = math.inf
+    pulse.wait()
+    try:
+        yield
+    finally:
+        lease.advanced_at = time.monotonic()
+        pulse.advance()
 
 
 class Keeper(threading.Thread):
@@ -95,7 +113,11 @@ class Keeper(threading.Thread):
                 if passes(error):
                     event(log, "database away", level=logging.WARNING, error=error)
                 else:
-                    log.exception("the thread that keeps leases failed, and goes on")
+                    job = self._lease.job_id if self._lease else None
+                    event(
+                        log, "the thread that keeps leases failed, and goes on", level=logging.ERROR,
+                        traceback=True, job=job, error=error,
+                    )  # fmt: skip
                 self._ended.wait(next(pauses))
 
     def _turn(self, connection: Connection) -> None:

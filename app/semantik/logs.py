@@ -14,11 +14,13 @@ def configure() -> None:
     logging.basicConfig(level=logging.INFO, format=FORMAT, stream=sys.stderr)
 
 
-def event(logger: logging.Logger, what: str, *, level: int = logging.INFO, **values: object) -> None:
-    """Log `what` with the values that are not None."""
+def event(
+    logger: logging.Logger, what: str, *, level: int = logging.INFO, traceback: bool = False, **values: object
+) -> None:
+    """Log `what` with the values that are not None; below it the traceback of what is being handled."""
     if logger.isEnabledFor(level):
         words = [f"{key}={_word(value)}" for key, value in values.items() if value is not None]
-        logger.log(level, "%s", " ".join([what, *words]))
+        logger.log(level, "%s", " ".join([what, *words]), exc_info=traceback)
 
 
 def _word(value: object) -> str:

@@ -25,6 +25,7 @@ class Note:
     pid: int  # of the child
     parent: int  # of the worker's parent process
     documents: tuple[int, ...] = ()
+    job: str | None = None  # for the log, where the database cannot be asked
 
 
 def directory(settings: Settings) -> Path:
@@ -39,9 +40,11 @@ def _path(settings: Settings, shard: int) -> Path:
     return directory(settings) / f"shard-{shard}.json"
 
 
-def write(settings: Settings, shard: int, fence: int, documents: Iterable[int] = ()) -> None:
+def write(
+    settings: Settings, shard: int, fence: int, documents: Iterable[int] = (), *, job: str | None = None
+) -> None:
     """Note that this process holds `shard` and works on `documents`."""
-    note = Note(shard, fence, os.getpid(), os.getppid(), tuple(documents))
+    note = Note(shard, fence, os.getpid(), os.getppid(), tuple(documents), job)
     path = _path(settings, shard)
     draft = path.with_suffix(".new")
     draft.write_text(json.dumps(asdict(note)), encoding="ascii")

@@ -18,7 +18,7 @@ from psycopg import sql
 from semantik import jobs, sources
 from semantik.database import WAKE, Connection, backoff, connect, passes, query
 from semantik.exceptions import Absent, FenceLost, NotFound, Refused, SemantikError
-from semantik.leases import Keeper
+from semantik.leases import Keeper, database_works
 from semantik.logs import event
 from semantik.pulse import ChildPulse
 from semantik.settings import Settings
@@ -124,7 +124,10 @@ class Planner:
         except Exception as error:
             if passes(error):
                 raise
-            log.exception("planning failed unexpectedly job=%s", job_id)
+            event(
+                log, "planning failed unexpectedly", level=logging.ERROR, traceback=True,
+                job=job_id, error=error,
+            )  # fmt: skip
             self._end(connection, job, "planner.release", f"unexpected: {type(error).__name__}: {error}")
 
     def _claim(self, connection: Connection, job_id: str) -> _Job | None:
@@ -153,9 +156,10 @@ class Planner:
             "job": job.id, "fence": job.fence, "collection": job.collection_id,
             "root": job.uri, "below": f"{root}/", "beyond": f"{root}0",
         }  # fmt: skip
-        connection.execute(query("planner.index_listed"))
-        connection.execute("ANALYZE listed")
-        row = connection.execute(query("planner.weigh"), values).fetchone()
+        with database_works(lease, self.pulse):
+            connection.execute(query("planner.index_listed"))
+            connection.execute("ANALYZE listed")
+            row = connection.execute(query("planner.weigh"), values).fetchone()
         assert row is not None, "an aggregate returns a row"
         listed, known, gone = row
         _guard(job, listed, known, gone, complete)
@@ -176,12 +180,14 @@ class Planner:
         ):  # fmt: skip
             self._step(lease)
             composed = sql.SQL(query(statement)).format(chunks=sql.Identifier(f"chunks_{job.collection_id}"))
-            connection.execute(composed, values)
+            with database_works(lease, self.pulse):
+                connection.execute(composed, values)
         self.keeper.release()
-        if connection.execute(query("planner.planned"), values).rowcount != 1:
-            raise FenceLost(f"job {job.id} was taken over")
-        connection.execute("SELECT pg_notify(%s, '')", (WAKE,))
-        connection.commit()
+        with database_works(lease, self.pulse):
+            if connection.execute(query("planner.planned"), values).rowcount != 1:
+                raise FenceLost(f"job {job.id} was taken over")
+            connection.execute("SELECT pg_notify(%s, '')", (WAKE,))
+            connection.commit()
         event(log, "planned", job=job.id, documents=listed, removed=gone if complete else 0)
 
     def _list(self, connection: Connection, job: _Job, lease: PlanLease) -> bool:

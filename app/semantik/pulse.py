@@ -6,6 +6,7 @@ which all processes of a host share; an aligned 8-byte store is one store on eve
 
 from __future__ import annotations
 
+import math
 import mmap
 import time
 
@@ -74,6 +75,10 @@ class ChildPulse:
     def advance(self) -> None:
         """Work advances, or waits for something outside that it cannot help."""
         self._cells[self._at + 1] = time.monotonic()
+
+    def wait(self) -> None:
+        """Work waits for something that has its own time-outs, until it advances again."""
+        self._cells[self._at + 1] = math.inf
 
     def rest(self) -> None:
         """Work has ended."""

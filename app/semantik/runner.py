@@ -18,7 +18,7 @@ from semantik import jobs, notes, sources
 from semantik.database import WAKE, Connection, backoff, connect, passes, query
 from semantik.engine import Engine, Finished, Row, Source, Stopped
 from semantik.exceptions import FenceLost, ParserUnavailable
-from semantik.leases import Keeper
+from semantik.leases import Keeper, database_works
 from semantik.logs import event
 from semantik.pulse import ChildPulse, Pulse
 from semantik.settings import Settings
@@ -56,11 +56,12 @@ class Runner:
     keeper: Keeper
     pulse: Pulse
     child: ChildPulse
+    job: str | None = None  # of the shard at hand, once it was claimed
 
     def run(self, shard: int) -> None:
         """Do the shard, through outages of the database; leave it when it is another's or done."""
         self.child.work()
-        self.slot.busy = True
+        self.slot.busy, self.job = True, None
         try:
             for pause in backoff():
                 try:
@@ -69,7 +70,10 @@ class Runner:
                 except Exception as error:
                     if not passes(error):
                         raise
-                    event(log, "waits for the database", level=logging.WARNING, shard=shard, error=error)
+                    event(
+                        log, "waits for the database", level=logging.WARNING,
+                        job=self.job, shard=shard, error=error,
+                    )  # fmt: skip
                 if self.pulse.draining:
                     return None  # the reaper frees what this slot may still hold
                 self.child.advance()
@@ -91,11 +95,13 @@ class Runner:
         )
         if held is None:
             row = connection.execute(query("shards.state"), {"shard": shard}).fetchone()
-            event(log, "left", shard=shard, state=row[0] if row else "gone", slot=row[1] if row else None)
+            state, slot, job = row or ("gone", None, None)
+            event(log, "left", job=job, shard=shard, state=state, slot=slot)
             return
+        self.job = held.job
         event(log, "claimed", job=held.job, shard=shard, attempt=held.attempt, documents=held.documents)
         lease = ShardLease(held, self.settings.lease_seconds)
-        notes.write(self.settings, shard, held.fence)
+        notes.write(self.settings, shard, held.fence, job=held.job)
         self.keeper.hold(lease)
         try:
             self._work(connection, lease)
@@ -110,7 +116,7 @@ class Runner:
             return True
         if note.parent == os.getppid():
             if notes.alive(note.pid):
-                event(log, "left: a sibling has it", shard=shard, pid=note.pid)
+                event(log, "left: a sibling has it", job=note.job, shard=shard, pid=note.pid)
                 return False
             limit = self.settings.crash_limit
             crashed(connection, shard, note.fence, note.documents, limit=limit, reason="the process died")
@@ -158,7 +164,10 @@ class Runner:
         except Exception as error:
             if passes(error):
                 raise
-            log.exception("shard failed job=%s shard=%s", held.job, held.shard)
+            event(
+                log, "shard failed", level=logging.ERROR, traceback=True,
+                job=held.job, shard=held.shard, error=error,
+            )  # fmt: skip
             self._failed(connection, lease, error)
             return
         seconds = time.monotonic() - started
@@ -251,7 +260,8 @@ class Runner:
                         item.truncated_tokens,
                     )
                 )  # fmt: skip
-        connection.execute("ANALYZE shard_finished")  # or a large table of chunks may be read whole
+        with database_works(lease, self.child):
+            connection.execute("ANALYZE shard_finished")  # or a large table of chunks may be read whole
         for statement in (
             "shards.delete_chunks",
             "shards.insert_chunks",
@@ -259,14 +269,15 @@ class Runner:
             "shards.delete_documents",
             "shards.update_job_documents",
         ):
-            self._advance(lease)
             composed = sql.SQL(query(statement)).format(chunks=sql.Identifier(f"chunks_{held.collection}"))
-            connection.execute(composed, values)
+            with database_works(lease, self.child):
+                connection.execute(composed, values)
         self.keeper.release()
-        if connection.execute(query("shards.done"), values).rowcount != 1:
-            raise FenceLost(f"fence {held.fence} is not the shard's any more")
-        connection.execute("SELECT pg_notify(%s, '')", (WAKE,))
-        connection.commit()
+        with database_works(lease, self.child):
+            if connection.execute(query("shards.done"), values).rowcount != 1:
+                raise FenceLost(f"fence {held.fence} is not the shard's any more")
+            connection.execute("SELECT pg_notify(%s, '')", (WAKE,))
+            connection.commit()
 
     def _failed(self, connection: Connection, lease: ShardLease, error: Exception) -> None:
         """Count an unforeseen error as a crash: it must not loop, and a document may be the cause."""
@@ -294,7 +305,8 @@ class Runner:
         self.child.advance()
 
     def _note(self, lease: ShardLease, documents: Sequence[int]) -> None:
-        notes.write(self.settings, lease.claim.shard, lease.claim.fence, documents)
+        held = lease.claim
+        notes.write(self.settings, held.shard, held.fence, documents, job=held.job)
 
 
 def _check(documents: Sequence[Source], finished: Sequence[Finished], rows: dict[int, int]) -> None:

@@ -23,7 +23,7 @@ from celery.worker.request import Request
 
 from semantik import notes
 from semantik.database import Connection, connect, passes, retry
-from semantik.exceptions import DatabaseUnavailable, SettingsError
+from semantik.exceptions import EX_CONFIG, DatabaseUnavailable, SettingsError
 from semantik.leases import Keeper, stall_seconds
 from semantik.logs import FORMAT, event
 from semantik.notify import notify
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("semantik.worker")
 
 ROLES = ("worker", "query", "planner")
-#: sysexits.h: a configuration that a restart does not mend.
-EX_CONFIG = 78
 #: Seconds between two signs of life to systemd; WatchdogSec is 60.
 _FEED_SECONDS = 10.0
 #: Seconds the parent's loop may stand still while it is connected. Each call to Redis ends after 10 s.
@@ -177,7 +175,9 @@ def record_crash(shard: int, reason: str) -> None:
 
     note = notes.read(settings, shard)
     if note is None or notes.alive(note.pid):
-        event(log, "child lost", level=logging.WARNING, shard=shard, reason=reason)
+        # Without a note the child had claimed nothing: whose shard it is stands in the row alone.
+        job = note.job if note else None
+        event(log, "child lost", level=logging.WARNING, job=job, shard=shard, reason=reason)
         return
 
     def record() -> None:
@@ -189,7 +189,7 @@ def record_crash(shard: int, reason: str) -> None:
     except Exception as error:
         if not passes(error):
             raise
-        event(log, "crash not recorded yet", level=logging.WARNING, shard=shard, error=error)
+        event(log, "crash not recorded yet", level=logging.WARNING, job=note.job, shard=shard, error=error)
         return
     notes.remove(settings, shard)
 
@@ -208,10 +208,8 @@ def _start_child(settings: Settings, node: str) -> None:
         else:
             _start_model(_child, index)
     except Exception as error:
-        if isinstance(error, SettingsError):
-            event(log, "cannot start", level=logging.CRITICAL, reason=error)
-        else:
-            log.critical("cannot start", exc_info=True)
+        known = isinstance(error, SettingsError)  # its sentence says all
+        event(log, "cannot start", level=logging.CRITICAL, traceback=not known, reason=error)
         notify(f"STATUS=cannot start: {' '.join(str(error).split())[:200]}")
         # Celery swallows what is raised here and would start child after child: end the parent instead.
         _pulse.fail(EX_CONFIG if isinstance(error, SettingsError) else 1)

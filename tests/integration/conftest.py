@@ -11,6 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from bench import Bench
 from cluster import Cluster
 from services import Services, clear_left_over, tree
 
@@ -94,3 +95,9 @@ def half_cluster(running_cluster: Cluster) -> Cluster:
     """The running cluster with a slot at work; the other may still be loading its model."""
     running_cluster.wait_live(least=1)
     return running_cluster
+
+
+@pytest.fixture
+def bench(idle_cluster: Cluster, tmp_path: Path, request: pytest.FixtureRequest) -> Bench:
+    """One planned job with a shard, in the idle cluster."""
+    return Bench(idle_cluster, tmp_path / f"bench-{abs(hash(request.node.name))}")

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -185,3 +186,47 @@ def test_an_event_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
             seconds=1.5,
         )
     assert caplog.messages == ["claimed job=a-b shard=7 error=\"two 'lines'\" seconds=1.5"]
+
+
+def test_a_child_that_waits_for_the_database_is_not_stalled(clock: list[float]) -> None:
+    shared = Pulse()
+    child = shared.child(0)
+    child.work()
+    child.wait()
+    clock[0] += 10_000
+    assert not shared.stalled(60)
+    child.advance()
+    clock[0] += 61
+    assert shared.stalled(60)
+
+
+def test_an_event_comes_before_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    try:
+        raise ValueError("two\nlines")
+    except ValueError as error:
+        event(
+            logging.getLogger("semantik.test"),
+            "failed",
+            level=logging.ERROR,
+            traceback=True,
+            job="j",
+            shard=3,
+            error=error,
+        )
+    (record,) = caplog.records
+    assert record.getMessage() == 'failed job=j shard=3 error="two lines"'
+    assert record.exc_info is not None and record.exc_info[0] is ValueError
+
+
+def test_a_lost_child_is_told_with_job_and_shard(
+    settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "semantik.celery_app", SimpleNamespace(settings=settings))
+    caplog.set_level(logging.INFO)
+    notes.write(settings, 5, 1, job="a-job")
+    worker.record_crash(5, "signal 9")
+    assert "child lost job=a-job shard=5" in caplog.text
+    monkeypatch.setattr(notes, "alive", lambda _pid: False)
+    monkeypatch.setattr(worker, "_CRASH_SECONDS", 0.1)
+    worker.record_crash(5, "signal 9")
+    assert "crash not recorded yet job=a-job shard=5" in caplog.text

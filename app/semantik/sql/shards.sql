@@ -22,7 +22,7 @@ RETURNING s.id, s.job_id::text, s.fence, s.attempt, s.documents, s.bytes, j.uri,
           c.chunk_overlap
 
 -- name: state
-SELECT state, slot FROM shards WHERE id = %(shard)s
+SELECT state, slot, job_id::text FROM shards WHERE id = %(shard)s
 
 -- name: sources
 SELECT jd.document_id, jd.uri, d.content_hash, jd.size, d.chunks
