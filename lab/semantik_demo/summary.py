@@ -24,6 +24,7 @@ SELECT jsonb_build_object('documents', count(*), 'failed', count(*) FILTER (WHER
     'truncated_tokens', coalesce(sum(d.truncated_tokens), 0))
 FROM documents d JOIN collections c ON c.id = d.collection_id WHERE c.name = '{collection}'
 """
+#: A shard that failed or was cancelled keeps the numbers of its last renewal, and nothing of it was kept.
 JOB = """
 SELECT jsonb_build_object(
     'documents',
@@ -32,7 +33,8 @@ SELECT jsonb_build_object(
     'chunks', coalesce(sum(s.chunks), 0), 'tokens', coalesce(sum(s.tokens), 0),
     'truncated_tokens', coalesce(sum(s.truncated_tokens), 0),
     'seconds', round(extract(epoch FROM j.finished_at - j.started_at), 1))
-FROM jobs j LEFT JOIN shards s ON s.job_id = j.id WHERE j.id = '{job}' GROUP BY j.id
+FROM jobs j LEFT JOIN shards s ON s.job_id = j.id AND s.state IN ('running', 'done')
+WHERE j.id = '{job}' GROUP BY j.id
 """
 #: A slot's rate counts the time it held a shard; slots work side by side.
 WORKERS = """

@@ -7,9 +7,10 @@ WITH documents AS (
            count(*) FILTER (WHERE outcome = 'removed') AS removed
     FROM job_documents WHERE job_id = %(job)s
 ), work AS (
-    SELECT coalesce(sum(chunks), 0)::bigint AS chunks,
-           coalesce(sum(tokens), 0)::bigint AS tokens,
-           coalesce(sum(truncated_tokens), 0)::bigint AS truncated_tokens,
+    -- A shard that went back, failed or was cancelled keeps the numbers of its last renewal: nothing of it was kept.
+    SELECT coalesce(sum(chunks) FILTER (WHERE state IN ('running', 'done')), 0)::bigint AS chunks,
+           coalesce(sum(tokens) FILTER (WHERE state IN ('running', 'done')), 0)::bigint AS tokens,
+           coalesce(sum(truncated_tokens) FILTER (WHERE state IN ('running', 'done')), 0)::bigint AS truncated_tokens,
            -- Of shards that run: their documents have no outcome before the shard's one transaction.
            coalesce(sum(documents_done) FILTER (WHERE state = 'running'), 0)::bigint AS running_done,
            count(*) FILTER (WHERE state = 'running') AS running,
