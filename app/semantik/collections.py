@@ -84,7 +84,12 @@ def create(connection: Connection, settings: Settings, name: str) -> Collection:
             f"{settings.model} has {settings.model_dim} dimensions, and an index ends at {MAX_DIMENSIONS}: "
             "choose a smaller model"
         )
-    chunk_tokens = settings.chunk_tokens or settings.model_max_tokens
+    chunk_tokens, overlap = settings.chunk_tokens or settings.model_max_tokens, settings.chunk_overlap
+    if chunk_tokens < 0 or overlap < 0 or 0 < chunk_tokens <= overlap:
+        raise SettingsError(
+            f"SEMANTIK_CHUNK_OVERLAP={overlap} does not fit chunks of {chunk_tokens} tokens: the overlap "
+            "must be at least 0 and less than a chunk (SEMANTIK_CHUNK_TOKENS, or the model's limit)"
+        )
     try:
         with connection.transaction():
             connection.execute(
@@ -95,7 +100,7 @@ def create(connection: Connection, settings: Settings, name: str) -> Collection:
                     settings.model_revision,
                     settings.model_dim,
                     chunk_tokens,
-                    settings.chunk_overlap,
+                    overlap,
                 ),
             )
     except psycopg.errors.UniqueViolation:
