@@ -6,11 +6,15 @@ scheduler and Flower import the same application with no role.
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from typing import Any
 
 from celery import Celery
 
+from semantik.exceptions import EX_CONFIG, SettingsError
+from semantik.logs import configure, event
 from semantik.settings import Settings, load
 
 INGEST = "ingest"
@@ -111,14 +115,27 @@ def make_app(settings: Settings) -> Celery:
     return application
 
 
-settings = load()
-# Celery prefers these variables to its settings; those have the passwords from the unit's credentials in
-# them.
-for _name in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"):
-    os.environ.pop(_name, None)
-app = make_app(settings)
+def _load() -> tuple[Settings, Celery]:
+    loaded = load()
+    # Celery prefers these variables to its settings; those have the passwords from the unit's credentials
+    # in them.
+    for name in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"):
+        os.environ.pop(name, None)
+    application = make_app(loaded)
+    if loaded.role:
+        from semantik import worker
 
-if settings.role:
-    from semantik import worker
+        worker.install(application, loaded)
+    return loaded, application
 
-    worker.install(app, settings)
+
+try:
+    settings, app = _load()
+except SettingsError as error:
+    if not os.environ.get("SEMANTIK_ROLE"):
+        raise
+    # `celery worker` would show its own usage and a traceback, and exit with a status that systemd takes for
+    # a crash.
+    configure()
+    event(logging.getLogger(__name__), "cannot start", level=logging.CRITICAL, reason=error)
+    sys.exit(EX_CONFIG)

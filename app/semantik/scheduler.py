@@ -21,8 +21,8 @@ import psycopg
 
 from semantik import jobs, reports
 from semantik.broker import reach
-from semantik.database import WAKE, Connection, backoff, connect, passes, query
-from semantik.exceptions import BrokerUnavailable, SemantikError
+from semantik.database import CANCELLED, WAKE, Connection, backoff, connect, passes, query
+from semantik.exceptions import EX_CONFIG, BrokerUnavailable, SemantikError, SettingsError
 from semantik.jobs import BROKER_ERRORS
 from semantik.logs import configure, event
 from semantik.notify import notify
@@ -56,6 +56,7 @@ class Scheduler:
         self._reap_due = 0.0
         self._report_due = 0.0
         self._build: threading.Thread | None = None
+        self._purge: threading.Thread | None = None
 
     # --- the loop ---
 
@@ -121,13 +122,13 @@ class Scheduler:
         heartbeat(connection, "scheduler", self.settings.host)
         if time.monotonic() >= self._reap_due:
             self.reap(connection)
+        self.fail_foreign(connection)
         for (job,) in connection.execute(query("scheduler.running")).fetchall():
             if state := jobs.close(connection, job):
                 event(log, "job ended", job=job, state=state)
         self.build_indexes(connection)
-        for (job,) in connection.execute(query("scheduler.start")).fetchall():
-            event(log, "job's turn", job=job)
-        self.purge(connection)
+        self.start(connection)
+        self.purge()
         try:
             with self._connected() as broker:
                 self.send_plans(connection, broker)
@@ -154,6 +155,44 @@ class Scheduler:
             self._broker, broken = None, self._broker
             broken.release()
             raise
+
+    def start(self, connection: Connection) -> None:
+        """Give each collection without an active job its next one."""
+        try:
+            for (job,) in connection.execute(query("scheduler.start")).fetchall():
+                event(log, "job's turn", job=job)
+        except psycopg.errors.UniqueViolation as error:
+            # A planner took a job of the collection at the same moment; the next turn sees it.
+            event(log, "another job's turn meanwhile", error=error)
+
+    def fail_foreign(self, connection: Connection) -> None:
+        """End jobs that the cluster's model cannot serve: their shards would be sent round for ever."""
+        settings = self.settings
+        if not settings.model_revision:
+            return
+        values = {"model_revision": settings.model_revision}
+        for job, name, model, revision in connection.execute(query("scheduler.foreign"), values).fetchall():
+            reason = (
+                f"collection {name!r} was embedded with {model} {revision[:8]}, and this cluster now runs "
+                f"{settings.model} {settings.model_revision[:8]}: submit to a new collection, or set "
+                f"cluster_model back to {model}"
+            )
+            try:
+                self._fail(connection, job, reason)
+            except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
+                event(log, "a row is locked; the next turn fails the job", job=job, error=error)
+
+    def _fail(self, connection: Connection, job: str, reason: str) -> None:
+        with connection.transaction():
+            connection.execute("SET LOCAL lock_timeout = '2s'")
+            values = {"job": job, "reason": reason}
+            if connection.execute(query("scheduler.fail_job"), values).rowcount != 1:
+                return  # it has ended meanwhile
+            for (shard,) in connection.execute(query("scheduler.fail_shards"), values).fetchall():
+                connection.execute(query("shards.fail_documents"), {"shard": shard, "reason": reason})
+                notify("WATCHDOG=1")  # a large job has thousands of shards
+            connection.execute("SELECT pg_notify(%s, %s), pg_notify(%s, '')", (CANCELLED, job, WAKE))
+        event(log, "job failed", level=logging.ERROR, job=job, reason=reason)
 
     # --- taking back ---
 
@@ -279,20 +318,37 @@ class Scheduler:
             try:
                 with connect(self.settings, autocommit=True, application_name="semantik index") as connection:
                     connection.execute("SELECT ensure_index(%s)", (key,))
-            except Exception:
+            except Exception as error:
                 # Until then search is exact, and right. The next start of the scheduler tries again.
-                log.exception("the index could not be built collection=%s", name)
+                event(
+                    log, "the index could not be built", level=logging.ERROR, traceback=True,
+                    collection=name, error=error,
+                )  # fmt: skip
             else:
                 event(log, "index built", collection=name, seconds=time.monotonic() - started)
 
-    def purge(self, connection: Connection) -> None:
-        """Forget jobs that ended long ago, and slots that are no more."""
-        if time.monotonic() < self._purge_due:
+    def purge(self) -> None:
+        """Forget jobs that ended long ago, and slots that are no more, beside the loop."""
+        if time.monotonic() < self._purge_due or (self._purge is not None and self._purge.is_alive()):
             return
         self._purge_due = time.monotonic() + _PURGE_SECONDS
+        self._purge = threading.Thread(target=self._purge_all, name="purge", daemon=True)
+        self._purge.start()
+
+    def _purge_all(self) -> None:
         values = {"keep": self.settings.keep_jobs_days * 86_400}
-        gone = connection.execute(query("scheduler.purge"), values).rowcount
-        connection.execute(query("scheduler.purge_slots"), values)
+        gone = 0
+        try:
+            with connect(self.settings, autocommit=True, application_name="semantik purge") as connection:
+                statement = query("scheduler.purge")
+                while not self.stopping.is_set() and connection.execute(statement, values).rowcount:
+                    gone += 1
+                connection.execute(query("scheduler.purge_slots"), values)
+        except Exception as error:
+            event(
+                log, "old jobs are kept for another hour", level=logging.WARNING,
+                traceback=not passes(error), error=error,
+            )  # fmt: skip
         if gone:
             event(log, "forgot old jobs", jobs=gone)
 
@@ -319,7 +375,7 @@ def main() -> int:
         scheduler.run()
     except SemantikError as error:
         event(log, "cannot run", level=logging.CRITICAL, reason=error)
-        return 1
+        return EX_CONFIG if isinstance(error, SettingsError) else 1
     notify("STOPPING=1")
     return 0
 

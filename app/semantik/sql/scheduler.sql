@@ -31,6 +31,25 @@ SET state = 'failed', finished_at = now(), fence = fence + 1,
 WHERE state = 'planning' AND lease_until IS NULL AND plan_attempts >= %(limit)s
 RETURNING id::text
 
+-- name: foreign
+-- Unfinished jobs whose collection is of another model than the cluster's: no worker may claim a shard of them.
+SELECT j.id::text, c.name, c.model, c.model_revision
+FROM jobs j
+JOIN collections c ON c.id = j.collection_id
+WHERE j.finished_at IS NULL AND c.model_revision <> %(model_revision)s
+ORDER BY j.created_at
+
+-- name: fail_job
+UPDATE jobs
+SET state = 'failed', finished_at = now(), fence = fence + 1, lease_until = NULL, error = %(reason)s
+WHERE id = %(job)s AND state IN ('queued', 'planning', 'running')
+
+-- name: fail_shards
+UPDATE shards
+SET state = 'failed', finished_at = now(), fence = fence + 1, lease_until = NULL, error = %(reason)s
+WHERE job_id = %(job)s AND state IN ('pending', 'queued', 'running')
+RETURNING id
+
 -- name: running
 SELECT id::text FROM jobs WHERE state = 'running' ORDER BY created_at
 
@@ -120,9 +139,11 @@ RETURNING c.id, c.name
 UPDATE collections SET index_state = 'none' WHERE index_state = 'building'
 
 -- name: purge
+-- One at a time: its documents go with it, which may be millions.
 DELETE FROM jobs
-WHERE finished_at < now() - make_interval(secs => %(keep)s) AND reported_at IS NOT NULL
-RETURNING id::text
+WHERE id = (SELECT id FROM jobs
+            WHERE finished_at < now() - make_interval(secs => %(keep)s) AND reported_at IS NOT NULL
+            ORDER BY finished_at LIMIT 1)
 
 -- name: purge_slots
 DELETE FROM slots WHERE last_seen < now() - make_interval(secs => %(keep)s)
