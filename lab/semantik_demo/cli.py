@@ -81,7 +81,7 @@ def relative(path: object) -> str:
 
 def down() -> int:
     """Remove the lab and what the demo wrote beside it."""
-    if subprocess.run([hosts.LAB, "destroy"], check=False).returncode != 0:
+    if hosts.exists() and subprocess.run([hosts.LAB, "destroy"], check=False).returncode != 0:
         raise DemoError("the lab could not be removed (see above)")
     # These open nothing any more: the hosts that knew them are gone.
     if SECRETS.exists():

@@ -15,6 +15,8 @@ from semantik_demo.errors import DemoError
 ROOT = Path(__file__).resolve().parents[2]
 LAB = ROOT / "lab" / "lab"
 INVENTORY = ROOT / "inventories" / "lab"
+#: What `lab/lab` calls the lab when no name is given.
+NAME = "semantik"
 #: An account without privileges, as users of a real cluster have.
 ACCOUNT = "demo"
 
@@ -95,15 +97,25 @@ def up() -> Lab:
     return Lab(json.loads(done.stdout))
 
 
-def find() -> Lab:
-    """Return the default lab as it is."""
+def labs() -> list[Lab]:
+    """Return the default lab as it is, or nothing."""
     done = subprocess.run([LAB, "list", "--json"], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
         raise DemoError("the lab cannot be looked at (see above)")
-    for lab in json.loads(done.stdout):
-        if lab["name"] == "semantik":
-            return Lab(lab)
-    raise DemoError("there is no demo: run make demo")
+    return [Lab(lab) for lab in json.loads(done.stdout) if lab["name"] == NAME]
+
+
+def exists() -> bool:
+    """Tell whether there is a default lab, whole or in part."""
+    return bool(labs())
+
+
+def find() -> Lab:
+    """Return the default lab."""
+    found = labs()
+    if not found:
+        raise DemoError("there is no demo: run make demo")
+    return found[0]
 
 
 def provision() -> None:
