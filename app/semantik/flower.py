@@ -16,12 +16,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from semantik.exceptions import SemantikError, SettingsError
+from semantik.exceptions import EX_CONFIG, SemantikError, SettingsError
 from semantik.notify import notify
 from semantik.settings import Settings, credential, load
-
-#: sysexits.h: the unit has RestartPreventExitStatus=78, since a restart does not mend a configuration.
-EX_CONFIG = 78
 
 PASSWORD_LENGTH = 12
 #: Long enough for the length rule and still the first things that anyone tries.
