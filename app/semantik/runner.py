@@ -22,7 +22,7 @@ from semantik.leases import Keeper, database_works
 from semantik.logs import event
 from semantik.pulse import ChildPulse, Pulse
 from semantik.settings import Settings
-from semantik.shards import Claim, ShardLease, claim, crashed, release
+from semantik.shards import ShardLease, claim, crashed, release
 from semantik.slots import Slot
 
 if TYPE_CHECKING:
@@ -217,29 +217,27 @@ class Runner:
                 self._advance(lease)
         _check(documents, finished, rows)
         embedded = sum(sizes[item.key] for item in finished if item.outcome == "embedded")
-        return self._vanished(held, finished, documents), embedded
+        return self._not_found(finished, documents), embedded
 
     def _open(self, uri: str) -> int:
         return sources.open_source(uri, most_bytes=self.settings.document_max_mb << 20)
 
-    def _vanished(self, held: Claim, finished: list[Finished], documents: Sequence[Source]) -> list[Finished]:
-        """Tell documents that were removed from those that this host does not see, a share unmounted."""
-        gone = {item.key for item in finished if item.outcome == "removed"}
-        if not gone:
-            return finished
-        hidden = not sources.visible(held.root) or (len(gone) > 1 and len(gone) * 2 > len(finished))
-        # Below the root another share may be mounted, of which this host has the empty mountpoint or nothing.
-        folders = {source.key: sources.folder(source.uri) for source in documents if source.key in gone}
-        unseen = {folder for folder in set(folders.values()) if hidden or not sources.visible(folder)}
+    def _not_found(self, finished: list[Finished], documents: Sequence[Source]) -> list[Finished]:
+        """Give documents that were not found their reason, and leave what the collection holds of them.
+
+        Whether they were removed is not this host's to say: it may lack the share, or an NFS cache may not
+        know a new name yet. The next listing, which the planner makes and guards, removes what is gone.
+        """
+        folders = {source.key: sources.folder(source.uri) for source in documents}
 
         def judged(item: Finished) -> Finished:
-            folder = folders.get(item.key)
-            if folder not in unseen:
+            if item.outcome != "removed":
                 return item
-            place = held.root if hidden else folder
-            return replace(
-                item, outcome="failed", error=f"not found on {self.settings.host}: is {place} mounted there?"
+            reason = (
+                f"listed, but not found on {self.settings.host}: is {folders[item.key]} mounted there? "
+                "The next submit plans it again, or removes it"
             )
+            return replace(item, outcome="failed", error=reason)
 
         return [judged(item) for item in finished]
 
@@ -266,7 +264,6 @@ class Runner:
             "shards.delete_chunks",
             "shards.insert_chunks",
             "shards.update_documents",
-            "shards.delete_documents",
             "shards.update_job_documents",
         ):
             composed = sql.SQL(query(statement)).format(chunks=sql.Identifier(f"chunks_{held.collection}"))

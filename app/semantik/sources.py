@@ -51,6 +51,8 @@ def normalize(uri: str) -> str:
         if parts.scheme not in ("file", "local"):
             # The two slashes before an empty host are the scheme's, however many follow.
             scheme, _, rest = uri.partition("://")
+            if parts.scheme != "memory" and not parts.netloc:
+                raise NotFound(f"{uri!r} names no bucket or host: write {scheme}://BUCKET/PREFIX")
             return f"{scheme}://{rest.rstrip('/')}"
         if parts.netloc not in ("", "localhost"):
             raise NotFound(
@@ -60,7 +62,14 @@ def normalize(uri: str) -> str:
         path = unquote(parts.path)
     if not path.startswith("/"):
         raise NotFound(f"{uri!r} is relative and means another place on every host: give the absolute path")
-    return os.path.normpath(path).replace("//", "/")
+    path = os.path.normpath(path).replace("//", "/")
+    # Through links too, where this host has the path: what a worker would refuse one by one is refused whole.
+    for place in (path, os.path.realpath(path)):
+        if place == "/" or not _NO_DOCUMENTS.isdisjoint(Path(place).parts[1:2]):
+            raise NotFound(
+                f"{path} holds no documents, but the host's own files: name a folder below /srv, for example"
+            )
+    return path
 
 
 def is_local(uri: str) -> bool:
@@ -155,6 +164,8 @@ def _filesystem(uri: str) -> tuple[Any, str]:
         return fsspec.filesystem(scheme, **options), path
     except (ImportError, ValueError) as error:
         raise NotFound(f"{uri}: {' '.join(str(error).split())}") from error
+    except OSError as error:  # some kinds connect at once
+        raise SemantikError(f"{uri} cannot be reached: {error.strerror or error}") from error
 
 
 def _list_remote(uri: str) -> Iterator[Listed]:
@@ -170,11 +181,14 @@ def _list_remote(uri: str) -> Iterator[Listed]:
     if top["type"] == "file":
         yield _listed_remote(uri, top)
         return
-    for _, _, files in filesystem.walk(root, detail=True, on_error="raise"):
-        for info in files.values():
-            # An object that stands for its own directory has an empty name.
-            if info["type"] == "file" and not info["name"].endswith("/"):
-                yield _listed_remote(f"{uri}{info['name'][below:]}", info)
+    try:
+        for _, _, files in filesystem.walk(root, detail=True, on_error="raise"):
+            for info in files.values():
+                # An object that stands for its own directory has an empty name.
+                if info["type"] == "file" and not info["name"].endswith("/"):
+                    yield _listed_remote(f"{uri}{info['name'][below:]}", info)
+    except Exception as error:  # every store has exceptions of its own
+        raise SemantikError(f"listing {uri} broke off: {' '.join(str(error).split())}") from error
 
 
 def _listed_remote(uri: str, info: dict[str, Any]) -> Listed:
@@ -250,10 +264,7 @@ def folder(uri: str) -> str:
 
 
 def visible(root: str) -> bool:
-    """Return whether anything is at `root` on this host: false for an unmounted share's empty mountpoint.
-
-    Tells a document that was removed from one that this host cannot see.
-    """
+    """Return whether anything is at `root` on this host: false for an unmounted share's empty mountpoint."""
     if not is_local(root):
         return True
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from semantik.exceptions import DocumentError, NotFound, SemantikError
 from semantik.sources import Listed, list_source, normalize, open_source, visible
@@ -21,7 +22,6 @@ from semantik.sources import Listed, list_source, normalize, open_source, visibl
         ("file:///srv/a%20b", "/srv/a b"),
         ("s3://bucket/folder/", "s3://bucket/folder"),
         ("s3://bucket", "s3://bucket"),
-        ("/", "/"),
         ("local:///srv/a/", "/srv/a"),
         ("file://localhost/srv/a", "/srv/a"),
         ("memory:///", "memory://"),
@@ -213,3 +213,31 @@ def test_a_key_with_two_colons_is_itself_and_no_chain(bucket: str, root: str) ->
 def test_a_scheme_that_nothing_reads_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="nosuch"):
         listing("nosuch://bucket/folder")
+
+
+@pytest.mark.parametrize("uri", ["/", "/etc", "/etc/ssl", "file:///proc/self", "/srv/../root"])
+def test_the_hosts_own_files_are_no_source(uri: str) -> None:
+    with pytest.raises(NotFound, match="holds no documents"):
+        normalize(uri)
+
+
+def test_a_link_to_the_hosts_own_files_is_no_source(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/etc")
+    with pytest.raises(NotFound, match="holds no documents"):
+        normalize(str(tmp_path / "link"))
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3:///prefix", "ftp://"])
+def test_a_url_without_bucket_or_host_is_refused(uri: str) -> None:
+    with pytest.raises(NotFound, match="names no bucket or host"):
+        normalize(uri)
+
+
+def test_a_listing_that_breaks_off_says_so_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetched(*_args: object, **_options: object) -> None:
+        raise ValueError("Cannot crawl\nall of it")
+
+    MemoryFileSystem().pipe("/broken/a.txt", b"a")
+    monkeypatch.setattr(MemoryFileSystem, "walk", fetched)
+    with pytest.raises(SemantikError, match="listing memory://broken broke off: Cannot crawl all of it"):
+        list(list_source("memory://broken"))

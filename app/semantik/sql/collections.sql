@@ -1,6 +1,6 @@
 -- name: listing
 SELECT c.id, c.name, c.model, c.model_revision, c.dim, c.chunk_tokens, c.chunk_overlap, c.index_state, c.created_at,
-       count(d.id) AS documents,
+       count(d.id) FILTER (WHERE d.state <> 'pending') AS documents,
        count(d.id) FILTER (WHERE d.state = 'failed') AS failed,
        count(d.id) FILTER (WHERE d.stale) AS stale,
        coalesce(sum(d.chunks), 0)::bigint AS chunks,

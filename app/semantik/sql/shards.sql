@@ -51,7 +51,7 @@ CREATE TEMPORARY TABLE shard_finished (
 
 -- name: delete_chunks
 DELETE FROM {chunks} c USING shard_finished f
-WHERE c.document_id = f.document_id AND f.outcome IN ('embedded', 'removed')
+WHERE c.document_id = f.document_id AND f.outcome = 'embedded'
 
 -- name: insert_chunks
 INSERT INTO {chunks} (document_id, ordinal, text, place, token_count, embedding)
@@ -75,10 +75,7 @@ SET size = CASE WHEN f.outcome = 'failed' THEN d.size ELSE jd.size END,
     updated_at = now()
 FROM shard_finished f
 JOIN job_documents jd ON jd.job_id = %(job)s AND jd.document_id = f.document_id
-WHERE d.id = f.document_id AND f.outcome <> 'removed'
-
--- name: delete_documents
-DELETE FROM documents d USING shard_finished f WHERE d.id = f.document_id AND f.outcome = 'removed'
+WHERE d.id = f.document_id
 
 -- name: update_job_documents
 UPDATE job_documents jd SET outcome = f.outcome, error = f.error
