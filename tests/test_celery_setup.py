@@ -10,6 +10,7 @@ job on every GPU the answers take their turn: allow a few minutes.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,6 +38,12 @@ def report(request: pytest.FixtureRequest) -> Report:
     """What `semantik check --gpu --json` says on the control host."""
     from testinfra.utils.ansible_runner import AnsibleRunner
 
+    # AnsibleRunner starts `ansible-inventory` and `ansible` by name. They are beside this interpreter, also
+    # where its virtual environment is not activated.
+    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    patch = pytest.MonkeyPatch()
+    request.addfinalizer(patch.undo)
+    patch.setenv("PATH", tools)
     given = Path(request.config.getoption("--inventory"))
     inventory = given if given.is_absolute() or given.exists() else ROOT / given
     if not inventory.exists():
