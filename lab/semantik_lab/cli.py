@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -106,7 +107,13 @@ def _parser() -> argparse.ArgumentParser:
         "--console", action="store_true", help="enter its namespaces instead of asking its SSH server"
     )
     enter.add_argument("host", metavar="HOST")
-    enter.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
+    enter.add_argument(
+        "command",
+        nargs=argparse.REMAINDER,
+        metavar="COMMAND",
+        help="one word is a line for the host's shell, as in 'df -h | head -3'; several are a program and "
+        "its arguments, which arrive as they were given here",
+    )
 
     logs = named(add("logs", _logs, "Show a host's journal, whether it is on or off."))
     logs.add_argument("--console", action="store_true", help="what it printed on its console")
@@ -217,6 +224,14 @@ def _ssh_config(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def shell_line(words: list[str]) -> str:
+    """Return what the host's shell gets: one word is a line of its own, several keep their borders.
+
+    SSH joins its arguments with spaces, so a question in quotes would fall apart there.
+    """
+    return words[0] if len(words) == 1 else shlex.join(words)
+
+
 def _enter(arguments: argparse.Namespace) -> int:
     opened = Lab.open(arguments.name)
     node = opened.nodes([arguments.host])[0]
@@ -232,11 +247,12 @@ def _enter(arguments: argparse.Namespace) -> int:
             str(node.leader()),
             "--all",
             "--wdns=/root",
-            *(command or ["/bin/bash", "--login"]),
+            *(["/bin/sh", "-c", shell_line(command)] if command else ["/bin/bash", "--login"]),
         ]
     else:
         terminal = ["-t"] if sys.stdin.isatty() and not command else []
-        line = [*keys.ssh_command(opened.paths, node.address, *terminal), *command]
+        line = keys.ssh_command(opened.paths, node.address, *terminal)
+        line += [shell_line(command)] if command else []
     return subprocess.run(line, check=False).returncode
 
 
