@@ -15,7 +15,8 @@ import pytest
 import semantik.cli
 from semantik import __version__
 from semantik.cli import output
-from semantik.cli.watch import EXIT, JsonLines, Lines, describe
+from semantik.cli.jobs import absolute, by_reason
+from semantik.cli.watch import EXIT, JsonLines, Lines, describe, summary
 from semantik.progress import Progress
 
 APP = str(Path(semantik.cli.__file__).parents[2])
@@ -89,16 +90,20 @@ def test_wrong_usage_ends_with_2_and_says_what_is_wrong(arguments: list[str], wo
     assert "Traceback" not in result.stderr
 
 
-def test_a_relative_path_is_answered_with_the_absolute_one(tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "semantik.cli", "submit", "docs", "--collection", "x"],
-        env=ENVIRONMENT,
-        cwd=tmp_path,
-        text=True,
-        capture_output=True,
-        check=False,
-    )
-    assert str(tmp_path / "docs") in result.stderr
+@pytest.mark.parametrize(
+    ("here", "words"),
+    [
+        ("/srv/documents", "such as /srv/documents/manuals"),
+        ("/mnt", "such as /mnt/manuals"),
+        ("/root", "an absolute path such as /srv/documents/NAME"),
+        ("/home/ann/work", "an absolute path such as /srv/documents/NAME"),
+    ],
+)
+def test_a_relative_path_is_answered_with_one_that_workers_may_have(
+    here: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "cwd", lambda: Path(here))
+    assert absolute("./manuals") == words
 
 
 def test_a_source_that_does_not_exist_is_one_line_with_what_to_do() -> None:
@@ -261,6 +266,33 @@ def test_progress_on_one_line() -> None:
     assert describe(progress("completed_with_errors", 10)) == (
         "completed with errors: 10/10 documents, 1 chunk, 2,000 tokens"
     )
+
+
+def test_one_document_is_no_documents() -> None:
+    assert describe(progress("completed", 1, documents_total=1, tokens=1)) == (
+        "completed: 1/1 document, 1 chunk, 1 token"
+    )
+
+
+def test_a_job_that_failed_in_planning_shows_its_reason_and_no_counts() -> None:
+    ended = progress("failed", 0, documents_total=0, failed=0, chunks=0, tokens=0, error="/srv/x is empty")
+    assert describe(ended) == "failed"
+    assert summary(ended, 0) == "failed: /srv/x is empty"
+
+
+def test_a_job_that_ended_after_its_listing_shows_what_became_of_it() -> None:
+    ended = progress("completed_with_errors", 10)
+    assert summary(ended, 3) == (
+        "completed with errors: 9 embedded, 1 failed, 3 unchanged; 1 chunk, 2,000 tokens"
+    )
+
+
+def test_many_failures_are_counted_by_their_reason() -> None:
+    assert by_reason(["broken PDF"] * 2 + ["not found on gpu2"] * 437) == [
+        "437 x not found on gpu2",
+        "2 x broken PDF",
+    ]
+    assert by_reason([f"reason {index}" for index in range(12)])[-1] == "2 x 2 other reasons: --all"
 
 
 def test_lines_come_on_change_and_not_too_often(

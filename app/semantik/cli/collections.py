@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from semantik.cli.output import emit, json_option, moment, number, printable, table, wants_json
+from semantik.cli.output import emit, json_option, moment, number, plural, printable, table, wants_json
 from semantik.exceptions import Refused
 
 INDEX = {"none": "none, the search is exact", "building": "HNSW, being built", "ready": "HNSW"}
@@ -71,7 +71,7 @@ def show(name: str) -> None:
             "documents",
             f"{number(found.documents)}, {number(found.failed)} failed, {number(found.stale)} stale",
         ),
-        ("chunks", f"{number(found.chunks)}, {number(found.tokens)} tokens"),
+        ("chunks", f"{number(found.chunks)}, {plural(found.tokens, 'token')}"),
         ("index", INDEX[found.index_state]),
         ("made", moment(found.created_at)),
     ):
@@ -95,7 +95,7 @@ def drop(name: str, yes: bool) -> None:
             if not sys.stdin.isatty():
                 raise Refused(f"dropping {name!r} needs a yes: give --yes where no one can be asked")
             question = (
-                f"Drop {name} with {number(found.documents)} documents and {number(found.chunks)} chunks?"
+                f"Drop {name} with {plural(found.documents, 'document')} and {plural(found.chunks, 'chunk')}?"
             )
             if not click.confirm(question, err=True):
                 raise Refused(f"{name!r} is kept")
@@ -103,4 +103,4 @@ def drop(name: str, yes: bool) -> None:
     if wants_json():
         emit({"dropped": name, "documents": found.documents, "chunks": found.chunks})
     else:
-        click.echo(f"dropped {name}: {number(found.documents)} documents, {number(found.chunks)} chunks")
+        click.echo(f"dropped {name}: {plural(found.documents, 'document')}, {plural(found.chunks, 'chunk')}")

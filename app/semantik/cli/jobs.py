@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import getpass
 import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,6 +27,10 @@ from semantik.exceptions import BrokerUnavailable, NotFound
 
 #: Failed documents that `show` prints without --all; a broken share can fail a million.
 SHOWN_FAILURES = 50
+#: Reasons that `show` counts where it does not print all failed documents, the most frequent ones.
+SHOWN_REASONS = 10
+#: Directories of one host: a path below them is hardly one that every worker has.
+PRIVATE = ("/root", "/home", "/tmp", "/var/tmp", "/run", "/proc", "/sys", "/dev", "/etc")  # noqa: S108
 
 
 class Source(click.ParamType[str]):
@@ -33,13 +39,23 @@ class Source(click.ParamType[str]):
     name = "URI"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return `value`; a relative path is wrong usage, and the message has the absolute one."""
+        """Return `value`; a relative path is wrong usage, and the message has an absolute one."""
         if "://" not in value and not value.startswith("/"):
-            here = os.path.normpath(Path.cwd() / value)
             self.fail(
-                f"{value!r} is relative: give the path that every worker has, such as {here}", param, ctx
+                f"{value!r} is relative: give the path that every worker has, {absolute(value)}", param, ctx
             )
         return value
+
+
+def absolute(relative: str) -> str:
+    """Return the words that name a path to give instead of `relative`.
+
+    That is the absolute path, unless it lies where hosts keep what is theirs alone.
+    """
+    here = Path(os.path.normpath(Path.cwd() / relative))
+    if any(here.is_relative_to(private) for private in PRIVATE) or here == Path("/"):
+        return "an absolute path such as /srv/documents/NAME"
+    return f"such as {here}"
 
 
 def look(uri: str, *, allow_removal: bool = False) -> None:
@@ -223,10 +239,26 @@ def show(job: str, everything: bool) -> None:
     if not failures:
         return
     click.echo(f"\n{plural(len(failures), 'document')} failed:")
+    if not everything and len(failures) > SHOWN_FAILURES:
+        for line in by_reason([failure.error for failure in failures]):
+            click.echo(f"  {line}")
+        click.echo(f"\nThe first {SHOWN_FAILURES}:")
     for failure in failures if everything else failures[:SHOWN_FAILURES]:
         click.echo(f"  {printable(failure.uri)}\n      {printable(failure.error)}")
     if not everything and len(failures) > SHOWN_FAILURES:
         click.echo(f"  and {number(len(failures) - SHOWN_FAILURES)} more: --all")
+
+
+def by_reason(errors: Sequence[str]) -> list[str]:
+    """Return a line for each reason, the most frequent first, as in "437 x not found on gpu2"."""
+    reasons = Counter(printable(error) for error in errors).most_common()
+    lines = [f"{number(count)} x {reason}" for reason, count in reasons[:SHOWN_REASONS]]
+    rest = reasons[SHOWN_REASONS:]
+    if rest:
+        lines.append(
+            f"{number(sum(count for _, count in rest))} x {plural(len(rest), 'other reason')}: --all"
+        )
+    return lines
 
 
 @click.command(short_help="Stop a job.")

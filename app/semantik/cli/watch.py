@@ -59,16 +59,26 @@ def follow(settings: Settings, job_id: str) -> int:
         click.echo(f"semantik: no longer watching; the job goes on: semantik watch {job_id[:8]}", err=True)
         return 130
     if not wants_json():
-        left = f", {number(unchanged)} unchanged" if unchanged else ""
-        click.echo(
-            f"{last.state.replace('_', ' ')}: {outcome(last)}{left}; "
-            f"{plural(last.chunks, 'chunk')}, {plural(last.tokens, 'token')}"
-        )
-        if last.error:
+        click.echo(summary(last, unchanged))
+        if last.error and not _listed_nothing(last):
             click.echo(f"reason: {printable(last.error)}")
         if last.failed:
             click.echo(f"semantik show {job_id[:8]}   lists what failed and why")
     return EXIT[last.state]
+
+
+def summary(last: Progress, unchanged: int) -> str:
+    """Return what became of a job that has ended; of one that ended before its listing did, the reason."""
+    state = last.state.replace("_", " ")
+    if _listed_nothing(last):
+        return f"{state}: {printable(last.error)}" if last.error else state
+    left = f", {number(unchanged)} unchanged" if unchanged else ""
+    return f"{state}: {outcome(last)}{left}; {plural(last.chunks, 'chunk')}, {plural(last.tokens, 'token')}"
+
+
+def _listed_nothing(progress: Progress) -> bool:
+    """Return whether the job ended without a document of its own, so that counts say nothing."""
+    return progress.state in ("failed", "cancelled") and not progress.documents_total
 
 
 def _redraws() -> bool:
@@ -231,15 +241,15 @@ class Bars:
 
     def show(self, progress: Progress) -> None:
         """Redraw the bar."""
-        known = progress.state not in ("queued", "planning")
+        known = progress.state not in ("queued", "planning") and not _listed_nothing(progress)
         ended = progress.state in EXIT
         self._bars.update(
             self._task,
             description=progress.state.replace("_", " "),
             # Without a total the bar only moves; a job that had nothing to do ends with a full one.
-            total=max(progress.documents_total, 1) if known else None,
+            total=max(progress.documents_total, 1) if known or ended else None,
             completed=(progress.documents_done or (1 if ended else 0)) if known else 0,
-            documents=f"{number(progress.documents_done)}/{number(progress.documents_total)} documents"
+            documents=f"{number(progress.documents_done)}/{plural(progress.documents_total, 'document')}"
             if known
             else "",
             rate=f"{number(progress.tokens_per_second)} tokens/s" if progress.tokens_per_second else "",
@@ -256,10 +266,10 @@ class Bars:
 def describe(progress: Progress) -> str:
     """Return the job as it is now on one line."""
     state = progress.state.replace("_", " ")
-    if progress.state in ("queued", "planning"):
+    if progress.state in ("queued", "planning") or _listed_nothing(progress):
         return state
     parts = [
-        f"{number(progress.documents_done)}/{number(progress.documents_total)} documents",
+        f"{number(progress.documents_done)}/{plural(progress.documents_total, 'document')}",
         plural(progress.chunks, "chunk"),
         plural(progress.tokens, "token"),
     ]
