@@ -75,6 +75,15 @@ def test_redis_is_verified(app: Celery) -> None:
     assert app.backend.connparams["ssl_ca_certs"] == "/etc/semantik/tls/ca.crt"
 
 
+def test_a_look_at_the_settings_does_not_speak_of_insecure_connections(
+    app: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert "secret" not in app.connection_for_write().as_uri()
+    shown = app.conf.table(with_defaults=False, censored=True)
+    assert "secret" not in str(shown["broker_url"])
+    assert caplog.messages == []
+
+
 def test_users_modules_are_imported_beside_the_clusters(app: Celery) -> None:
     assert app.conf.imports == ["semantik.tasks", "ours.tasks", "theirs.tasks"]
 
