@@ -137,7 +137,8 @@ def test_worker_frozen_past_its_lease_and_woken(cluster: Cluster, tmp_path: Path
     assert expiries == 1 and holder != slot
     log = cluster.log(f"worker{slot[-1]}")
     wait_for(
-        lambda: f"left job={job.id} shard={shard}" in log.read_text(), what="the woken worker to leave the shard"
+        lambda: f"left job={job.id} shard={shard}" in log.read_text(),
+        what="the woken worker to leave the shard",
     )
     cluster.check_collection("frozen")
 
