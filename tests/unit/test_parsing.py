@@ -46,7 +46,7 @@ def test_kind_is_by_content_before_name(data: bytes, name: str, kind: str) -> No
         (b"\x7fELF\x02\x01", "a.txt", "unsupported type: ELF"),
         (bytes(range(256)) * 20, "a.bin", "unsupported type: binary"),
         (bytes(range(256)) * 20, "a.md", "unsupported type: binary"),
-        (b"just words", "a.pdf", "not a PDF"),
+        (b"just words", "a.pdf", r"not a PDF: named \.pdf"),
     ],
 )
 def test_other_types_are_named(data: bytes, name: str, reason: str) -> None:

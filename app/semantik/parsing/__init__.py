@@ -2,7 +2,8 @@
 heavy.
 
 A format is a module with `parse(data: bytes) -> Text`; KINDS below names it. Its library is imported when the
-first document of the kind arrives, so that a parser starts fast.
+first document of the kind arrives, so that a parser starts fast. A format that holds documents of other
+formats gives them to `parse_inner`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from importlib import import_module
 from pathlib import PurePath
 
 from semantik.exceptions import DocumentError
+from semantik.parsing import limits
 from semantik.parsing.text import Text, looks_like_text
 
 #: kind -> module that parses it.
@@ -22,14 +24,24 @@ KINDS = {
     "text": "semantik.parsing.text",
 }
 
+# Formats that begin with bytes of their own.
+_MAGIC: tuple[tuple[bytes, str], ...] = ()
+
+# Containers whose members decide: modules with `kind_of(data: bytes, name: str) -> str`, which raise
+# DocumentError for members that no format has.
+_CONTAINERS: tuple[tuple[bytes, str], ...] = ()
+
+# Text whose format its content does not show.
 _NAMES = {
-    ".pdf": "pdf",
     ".html": "html",
     ".htm": "html",
     ".xhtml": "html",
     ".md": "markdown",
     ".markdown": "markdown",
 }
+
+# Formats that their content always shows: a name that says otherwise is wrong, and the reader should know.
+_BINARY = {".pdf": "a PDF"}
 
 # What to call the common formats that are not parsed, so that the reason names them.
 _UNSUPPORTED = (
@@ -71,26 +83,48 @@ def kind_of(data: bytes, name: str) -> str:
     head = data[:4096]
     if b"%PDF-" in head[:_PDF_MAGIC_WITHIN]:
         return "pdf"
+    for magic, kind in _MAGIC:
+        if head.startswith(magic):
+            return kind
+    for magic, module in _CONTAINERS:
+        if head.startswith(magic):
+            inside: str = import_module(module).kind_of(data, name)
+            return inside
     for magic, what in _UNSUPPORTED:
         if head.startswith(magic):
             raise DocumentError(f"unsupported type: {what}")
     # A byte order mark may stand before the first tag; UTF-16 documents are known by their name.
     if _HTML_START.match(head.removeprefix(b"\xef\xbb\xbf")):
         return "html"
-    named = _NAMES.get(PurePath(name).suffix.lower())
-    if named == "pdf" and data:
-        raise DocumentError("not a PDF: named .pdf, but the content does not start with %PDF-")
+    suffix = PurePath(name).suffix.lower()
+    if suffix in _BINARY and data:
+        raise DocumentError(f"not {_BINARY[suffix]}: named {suffix}, but the content is something else")
     if not looks_like_text(data):
         raise DocumentError("unsupported type: binary data")
-    return named if named not in (None, "pdf") else "text"
+    return _NAMES.get(suffix, "text")
 
 
 def parse(data: bytes, name: str) -> tuple[str, Text]:
     """Return the kind and the text of a document; `name` decides only where the content does not.
 
     The text holds no NUL and no lone surrogate (PostgreSQL refuses both); they are replaced one for one, so
-    that section offsets stay right. Raises DocumentError with the reason when the document cannot be read.
+    that section offsets stay right. Raises DocumentError with the reason when the document cannot be read, or
+    unpacks to more than `limits` allows.
     """
+    with limits.document(len(data)):
+        return _parse(data, name)
+
+
+def parse_inner(data: bytes, name: str) -> tuple[str, Text]:
+    """Do the same for a document inside of the one that is being parsed, such as an attachment.
+
+    It shares the outer document's limits; DocumentError when the layers are more than `limits.MAX_DEPTH`.
+    """
+    with limits.inner(name):
+        return _parse(data, name)
+
+
+def _parse(data: bytes, name: str) -> tuple[str, Text]:
     kind = kind_of(data, name)
     result: Text = import_module(KINDS[kind]).parse(data)
     clean = _SURROGATE.sub("\ufffd", result.text.translate(_CLEAN) if "\x00" in result.text else result.text)
