@@ -44,5 +44,9 @@ class ParserUnavailable(SemantikError):
     """No parser can be reached; no document is at fault."""
 
 
+class DeviceFull(SemantikError):
+    """The device has no memory for a single text now; the work is given back, no document is at fault."""
+
+
 class JobFailed(SemantikError):
     """The job ended without embedding its documents; what `AsyncResult(job_id).get()` raises."""

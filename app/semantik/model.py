@@ -8,146 +8,44 @@ a directory without them.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from semantik.exceptions import SettingsError
+from semantik import memory
+from semantik.description import ModelDescription, describe_model
+from semantik.exceptions import DeviceFull, SettingsError
+from semantik.logs import event
+from semantik.prompts import bare_tokenizer, document_prompt, wrapping
+from semantik.staging import DEPTH, Pending, staging
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from tokenizers import Tokenizer
 
     from semantik.settings import Settings
 
-#: Tokens per batch, padding included, where SEMANTIK_TOKEN_BUDGET says nothing. A CPU is fastest while a
-#: batch's activations stay in its caches; a GPU wants work for all its multiprocessors at once.
+__all__ = ["Model", "ModelDescription", "Pending", "describe_model", "load_model", "main"]
+
+log = logging.getLogger("semantik.model")
+
+#: Tokens per batch where nothing was set or measured. A CPU is fastest while a batch's activations stay in
+#: its caches; a GPU wants work for all its multiprocessors at once.
 TOKEN_BUDGETS = {"cpu": 2_048, "cuda": 65_536}
-
-_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-# Tokenizers without a limit of their own say 10^30.
-_NO_LIMIT = 10**6
-
-
-@dataclass(frozen=True)
-class ModelDescription:
-    """What a model directory says of itself."""
-
-    name: str
-    revision: str  # SHA-256 over the paths and contents of its files, hexadecimal
-    dim: int  # of a vector
-    max_tokens: int  # per text, special tokens included
-    size_bytes: int  # of all files: about what the weights take in memory in the precision they are stored in
-
-
-def describe_model(directory: Path) -> ModelDescription:
-    """Read dimension, limit and revision from the files of `directory`, without torch.
-
-    Raises SettingsError when it holds no sentence-transformers model that this engine can run.
-    """
-    modules = _read_json(directory / "modules.json", directory)
-    transformer = _module(modules, "Transformer")
-    if transformer is None:
-        raise SettingsError(
-            f"{directory}/modules.json names no Transformer module: such a model cannot be run here"
-        )
-    base = directory / str(transformer["path"])
-    if not any((base / name).is_file() for name in _WEIGHTS):
-        raise SettingsError(f"{base} holds no weights (model.safetensors): copy the whole model directory")
-    if not (base / "tokenizer.json").is_file():
-        raise SettingsError(f"{base} holds no tokenizer.json: only models with a fast tokenizer can be run")
-    revision, size = _revision(directory)
-    return ModelDescription(
-        name=directory.resolve().name,
-        revision=revision,
-        dim=_dim(directory, modules),
-        max_tokens=_max_tokens(base, directory),
-        size_bytes=size,
-    )
-
-
-def _read_json(path: Path, directory: Path, *, optional: bool = False) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if optional:
-            return {}
-        missing = path.relative_to(directory)
-        raise SettingsError(
-            f"{directory} holds no sentence-transformers model: {missing} is missing; "
-            "SEMANTIK_MODEL_DIR must name the directory that holds modules.json"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{path} cannot be read: {error}") from error
-
-
-def _module(modules: Any, kind: str) -> dict[str, Any] | None:
-    return next((module for module in reversed(modules) if str(module["type"]).endswith(f".{kind}")), None)
-
-
-def _dim(directory: Path, modules: Any) -> int:
-    dim = 0
-    if pooling := _module(modules, "Pooling"):
-        path = directory / str(pooling["path"]) / "config.json"
-        config = _read_json(path, directory)
-        width = config.get("word_embedding_dimension") or config.get("embedding_dimension") or 0
-        # Several pooling modes are concatenated. Named one by one up to sentence-transformers 5, listed
-        # since.
-        modes = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
-        listed = config.get("pooling_mode")
-        dim = int(width) * (len(listed) if isinstance(listed, list) else max(1, len(modes)))
-    if dense := _module(modules, "Dense"):
-        dim = int(_read_json(directory / str(dense["path"]) / "config.json", directory)["out_features"])
-    own = _read_json(directory / "config_sentence_transformers.json", directory, optional=True)
-    if own.get("truncate_dim"):
-        dim = min(dim, int(own["truncate_dim"]))
-    if dim <= 0:
-        raise SettingsError(f"{directory}: neither a Pooling nor a Dense module says how long a vector is")
-    return dim
-
-
-def _max_tokens(base: Path, directory: Path) -> int:
-    config = _read_json(base / "config.json", directory)
-    tokenizer = _read_json(base / "tokenizer_config.json", directory, optional=True)
-    own = _read_json(base / "sentence_bert_config.json", directory, optional=True)
-    positions = config.get("max_position_embeddings")
-    if positions and config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-        positions -= 2  # fairseq's numbering starts behind the padding index
-    limits = [own.get("max_seq_length"), tokenizer.get("model_max_length"), positions]
-    known = [int(limit) for limit in limits if limit and limit < _NO_LIMIT]
-    if not known:
-        raise SettingsError(
-            f"{base} does not say how many tokens a text may have (sentence_bert_config.json)"
-        )
-    return min(known)
-
-
-def _revision(directory: Path) -> tuple[str, int]:
-    total = hashlib.sha256()
-    size = 0
-    files = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if path.is_file()}
-    for name in sorted(files):
-        with files[name].open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        total.update(f"{name}\0{content}\n".encode())
-        size += files[name].stat().st_size
-    return total.hexdigest(), size
+#: Batches in a row that went well before a token budget that out-of-memory halved is doubled again.
+CALM_BATCHES = 256
 
 
 class Model:
-    """A loaded model. One process, one device; calls do not overlap."""
+    """A loaded model. One process, one device, one thread: calls do not overlap, batches in flight do."""
 
     def __init__(
         self,
@@ -158,82 +56,139 @@ class Model:
         revision: str,
         device: str,
         token_budget: int,
+        precision: str = "float32",
     ) -> None:
         self.name = name
         self.revision = revision
         self.dim = description.dim
         self.max_tokens = description.max_tokens
         self.device = device
-        self.token_budget = token_budget
+        self.precision = precision
+        self.depth = DEPTH[device]
+        #: Batches that were split because the device had no memory for them.
+        self.oom_splits = 0
+        self.allow(token_budget)
         self._network = network
         own = network.tokenizer
         self._pad_id = int(own.pad_token_id or 0)
         self._pad_left = own.padding_side == "left"
-        self.tokenizer = _bare_tokenizer(own)
+        self.tokenizer = bare_tokenizer(own)
+        prompt = document_prompt(network)
         #: ids before and after a document's own, document prompt included
-        self.prefix, self.suffix = _wrapping(self.tokenizer, (network.prompts or {}).get("document") or "")
+        self.prefix, self.suffix = wrapping(self.tokenizer, prompt)
+        # Models that leave the prompt out of pooling need its length.
+        self._prompt_length = len(self.prefix) if prompt else 0
+        self._staging = staging(device)
+        self._turns = cycle(self._staging)
+
+    def allow(self, token_budget: int) -> None:
+        """Set the tokens per batch; out-of-memory lowers it for a while, and never raises it above this."""
+        self.token_budget = self._full_budget = token_budget
+        self._calm = 0
+
+    def start(self, batch: Sequence[NDArray[np.integer[Any]]]) -> Pending:
+        """Begin to embed a batch and return without waiting for the device (a CPU is its own device).
+
+        An item is the ids of one text, special tokens included. Where the device has no memory for the whole
+        batch, it is halved until it has. Raises DeviceFull when it has none for a single text.
+        """
+        try:
+            pending = self.launch(batch)
+        except RuntimeError as error:
+            if not memory.ran_out(error):
+                raise
+            reason = str(error).partition("\n")[0]
+        else:
+            self._went_well()
+            return pending
+        # Not in the handler: there the traceback still holds the tensors of the pass that failed.
+        return self._in_less_memory(batch, reason)
 
     def embed_ids(self, batch: Sequence[NDArray[np.integer[Any]]]) -> NDArray[np.float32]:
-        """Return one vector per item: float32 (n, dim), in the order given.
-
-        An item is the ids of one text, special tokens included; the batch is padded to the longest.
-        """
-        import torch
-
-        longest = max(len(ids) for ids in batch)
-        padded = np.full((len(batch), longest), self._pad_id, dtype=np.int64)
-        mask = np.zeros((len(batch), longest), dtype=np.int64)
-        for row, ids in enumerate(batch):
-            place = slice(longest - len(ids), longest) if self._pad_left else slice(0, len(ids))
-            padded[row, place] = ids
-            mask[row, place] = 1
-        features: dict[str, Any] = {"input_ids": torch.from_numpy(padded).to(self.device)}
-        # Without padding there is nothing to mask, and attention takes its faster path.
-        if not mask.all():
-            features["attention_mask"] = torch.from_numpy(mask).to(self.device)
-        # Models that leave the prompt out of pooling need its length.
-        features["prompt_length"] = len(self.prefix) if len(self.prefix) > 1 else 0
-        with torch.inference_mode():
-            vectors = self._network(features)["sentence_embedding"][:, : self.dim].float()
-        result: NDArray[np.float32] = vectors.cpu().numpy()
-        return result
+        """Return one vector per item: float32 (n, dim), in the order given. Raises DeviceFull as start()."""
+        return self.start(batch).result()
 
     def embed_question(self, text: str) -> NDArray[np.float32]:
         """Return the vector of a question: float32 (dim,), with the model's query prompt where it has one."""
-        vector = self._network.encode_query(text, convert_to_numpy=True, show_progress_bar=False)
-        return np.asarray(vector, dtype=np.float32)
+        vector = self._network.encode_query(text, convert_to_tensor=True, show_progress_bar=False)
+        result: NDArray[np.float32] = vector.float().cpu().numpy()
+        return result
 
     def warm_up(self) -> None:
         """Run one batch, so that the first document does not pay for kernels and allocations."""
         self.embed_ids([np.concatenate((self.prefix, self.suffix))])
 
+    def launch(self, batch: Sequence[NDArray[np.integer[Any]]]) -> Pending:
+        """As start(), but raise torch's error where the device has no memory."""
+        import torch
 
-def _bare_tokenizer(own: Any) -> Tokenizer:
-    """Return a copy of the fast tokenizer that neither truncates nor pads, as the model's own does."""
-    from tokenizers import Tokenizer
+        way = next(self._turns)
+        longest = max(len(ids) for ids in batch)
+        lengths = np.fromiter((len(ids) for ids in batch), dtype=np.int64, count=len(batch))[:, None]
+        # Without padding there is nothing to mask, and attention takes its faster path.
+        padded = bool((lengths < longest).any())
+        with torch.inference_mode():
+            host = way.ids((2 if padded else 1) * len(batch) * longest)
+            shape = (-1, len(batch), longest)
+            view = host.numpy().reshape(shape)
+            if padded:
+                columns = np.arange(longest)
+                filled = columns >= longest - lengths if self._pad_left else columns < lengths
+                view[0] = self._pad_id
+                view[1] = filled
+                view[0][filled] = np.concatenate(batch)
+            else:
+                np.stack(batch, out=view[0])
+            ids = way.upload(host).view(shape)
+            features: dict[str, Any] = {"input_ids": ids[0], "prompt_length": self._prompt_length}
+            if padded:
+                features["attention_mask"] = ids[1]
+            vectors = self._network(features)["sentence_embedding"]
+            return way.fetch(vectors[:, : self.dim].float())
 
-    backend = getattr(own, "backend_tokenizer", None)
-    if backend is None:
-        raise SettingsError(f"{type(own).__name__} is no fast tokenizer: exact chunks need one")
-    copy: Tokenizer = Tokenizer.from_str(backend.to_str())
-    copy.no_truncation()
-    copy.no_padding()
-    return copy
-
-
-def _wrapping(tokenizer: Tokenizer, prompt: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the ids that the model wants before and after those of a document."""
-    probe = tokenizer.encode("word", add_special_tokens=False).ids
-    plain = tokenizer.encode("word").ids
-    starts = [at for at in range(len(plain)) if plain[at : at + len(probe)] == probe]
-    if not starts:
-        raise SettingsError(
-            "the tokenizer changes a text's ids when it adds special tokens: chunks cannot be exact"
+    def _in_less_memory(self, batch: Sequence[NDArray[np.integer[Any]]], reason: str) -> Pending:
+        if (pending := self._alone(batch)) is not None:
+            return pending
+        if len(batch) > 1:
+            self.oom_splits += 1
+            cost = len(batch) * max(len(ids) for ids in batch)
+            self.token_budget = min(self.token_budget, cost // 2)
+            self._calm = 0
+            event(
+                log, "out of memory: batch split", level=logging.WARNING, tokens=cost, texts=len(batch),
+                token_budget=self.token_budget, splits=self.oom_splits, reason=reason,
+            )  # fmt: skip
+            middle = len(batch) // 2
+            halves = [self.start(batch[:middle]), self.start(batch[middle:])]
+            return Pending(lambda: np.concatenate([half.result() for half in halves]))
+        for seconds in memory.WAITS:
+            time.sleep(seconds)
+            if (pending := self._alone(batch)) is not None:
+                return pending
+        raise DeviceFull(
+            f"{self.device} has no memory for one text of {len(batch[0])} tokens, though nothing else of "
+            f"this process is there and {sum(memory.WAITS):g} s were waited: see what else uses the device "
+            f"(nvidia-smi), raise MODEL_MAX_MEMORY_GB, or lower SEMANTIK_CHUNK_TOKENS ({reason})"
         )
-    after = len(plain) - starts[0] - len(probe)
-    whole = tokenizer.encode(f"{prompt}word").ids
-    before = len(whole) - after - len(probe)
-    return np.array(whole[:before], dtype=np.int64), np.array(whole[len(whole) - after :], dtype=np.int64)
+
+    def _alone(self, batch: Sequence[NDArray[np.integer[Any]]]) -> Pending | None:
+        """Run a batch with nothing else in flight and no memory kept aside; None when it still fails."""
+        for way in self._staging:
+            way.finish()
+        memory.release(self.device)
+        try:
+            return self.launch(batch)
+        except RuntimeError as error:
+            if not memory.ran_out(error):
+                raise
+        return None
+
+    def _went_well(self) -> None:
+        if self.token_budget < self._full_budget:
+            self._calm += 1
+            if self._calm >= CALM_BATCHES:
+                self._calm = 0
+                self.token_budget = min(2 * self.token_budget, self._full_budget)
 
 
 def load_model(settings: Settings) -> Model:
@@ -280,6 +235,7 @@ def load_model(settings: Settings) -> Model:
         revision=settings.model_revision or description.revision,
         device=device,
         token_budget=settings.token_budget or TOKEN_BUDGETS[device],
+        precision=str(network.dtype).removeprefix("torch."),
     )
     model.warm_up()
     return model
