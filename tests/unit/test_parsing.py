@@ -42,7 +42,7 @@ def test_kind_is_by_content_before_name(data: bytes, name: str, kind: str) -> No
 @pytest.mark.parametrize(
     ("data", "name", "reason"),
     [
-        (b"PK\x03\x04rest", "a.docx", "unsupported type: zip archive"),
+        (b"PK\x03\x04rest", "a.docx", "broken zip archive"),
         (b"\x7fELF\x02\x01", "a.txt", "unsupported type: ELF"),
         (bytes(range(256)) * 20, "a.bin", "unsupported type: binary"),
         (bytes(range(256)) * 20, "a.md", "unsupported type: binary"),

@@ -22,6 +22,13 @@ KINDS = {
     "html": "semantik.parsing.html",
     "markdown": "semantik.parsing.markdown",
     "text": "semantik.parsing.text",
+    "docx": "semantik.parsing.docx",
+    "pptx": "semantik.parsing.pptx",
+    "xlsx": "semantik.parsing.xlsx",
+    "odt": "semantik.parsing.odt",
+    "odp": "semantik.parsing.odt",
+    "ods": "semantik.parsing.odt",
+    "epub": "semantik.parsing.epub",
 }
 
 # Formats that begin with bytes of their own.
@@ -29,7 +36,7 @@ _MAGIC: tuple[tuple[bytes, str], ...] = ()
 
 # Containers whose members decide: modules with `kind_of(data: bytes, name: str) -> str`, which raise
 # DocumentError for members that no format has.
-_CONTAINERS: tuple[tuple[bytes, str], ...] = ()
+_CONTAINERS: tuple[tuple[bytes, str], ...] = ((b"PK\x03\x04", "semantik.parsing.archive"),)
 
 # Text whose format its content does not show.
 _NAMES = {
@@ -41,11 +48,23 @@ _NAMES = {
 }
 
 # Formats that their content always shows: a name that says otherwise is wrong, and the reader should know.
-_BINARY = {".pdf": "a PDF"}
+_BINARY = {
+    ".pdf": "a PDF",
+    ".docx": "a DOCX",
+    ".docm": "a DOCM",
+    ".pptx": "a PPTX",
+    ".pptm": "a PPTM",
+    ".xlsx": "an XLSX",
+    ".xlsm": "an XLSM",
+    ".xlsb": "an XLSB",
+    ".odt": "an ODT",
+    ".odp": "an ODP",
+    ".ods": "an ODS",
+    ".epub": "an EPUB",
+}
 
 # What to call the common formats that are not parsed, so that the reason names them.
 _UNSUPPORTED = (
-    (b"PK\x03\x04", "zip archive or office document"),
     (b"PK\x05\x06", "zip archive"),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "old office document"),
     (b"\x1f\x8b", "gzip"),

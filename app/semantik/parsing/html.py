@@ -29,12 +29,12 @@ _CELLS = frozenset({"td", "th"})
 _LABEL_CHARACTERS = 200
 
 
-def parse(data: bytes) -> Text:
-    """Return the visible text: the title first, a blank line between blocks, tabs between cells."""
+def parse(data: bytes, *, title: bool = True) -> Text:
+    """Return the visible text: the title first if wanted, a blank line between blocks, tabs between cells."""
     tree = LexborHTMLParser(decode(data, _declared(data)))
     page = _Page()
-    title = tree.css_first("title")
-    if title is not None and (words := " ".join(title.text().split())):
+    named = tree.css_first("title") if title else None
+    if named is not None and (words := " ".join(named.text().split())):
         page.section(words)
         page.write(words)
         page.end_block(2)
