@@ -25,6 +25,7 @@ KINDS = {
     "docx": "semantik.parsing.docx",
     "pptx": "semantik.parsing.pptx",
     "xlsx": "semantik.parsing.xlsx",
+    "xls": "semantik.parsing.xlsx",
     "odt": "semantik.parsing.odt",
     "odp": "semantik.parsing.odt",
     "ods": "semantik.parsing.odt",

@@ -6,6 +6,7 @@ headings are sections too.
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 import re
 from collections.abc import Mapping
@@ -193,7 +194,9 @@ def _titles(archive: Archive, package: _Package) -> dict[str, str]:
                 _entitle(titles, _path(folder, link.attributes.get("href") or ""), link.text())
         elif item.kind == _NCX and not titles:
             contents = _Contents(folder)
-            xml.read(archive.blocks(item.path), contents, item.path)
+            # Many are broken, and a book can do without; what was read until then holds.
+            with contextlib.suppress(DocumentError):
+                xml.read(archive.blocks(item.path), contents, item.path)
             titles |= contents.titles
     return titles
 

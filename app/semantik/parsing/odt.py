@@ -53,7 +53,8 @@ def parse(data: bytes) -> Text:
     xml.read(archive.blocks("content.xml"), content, "content.xml")
     flow = content.flow
     append_section(flow, "comments", content.comments.text())
-    if "styles.xml" in archive.names:
+    # A spreadsheet has some for its print, mostly those that it came with.
+    if content.paged and "styles.xml" in archive.names:
         margins = _Margins()
         xml.read(archive.blocks("styles.xml"), margins, "styles.xml")
         # Pages of several kinds mostly share theirs.
@@ -134,6 +135,7 @@ class _Content(_Reader):
         super().__init__()
         self.comments = Flow()
         self.hidden = 0  # sheets
+        self.paged = False  # whether it is a text
         self._outer: list[
             tuple[Blocks, list[str]]
         ] = []  # what is interrupted by a comment, a slide or a sheet
@@ -160,6 +162,8 @@ class _Content(_Reader):
             self._style = _attribute(attributes, "style:name") or ""
         elif name in _HIDING and _HIDING[name] in attributes.items():
             self._unseen.add(self._style)
+        elif name == "office:text":
+            self.paged = True
         elif name == "office:spreadsheet":
             self._sheets = True
         elif name == "office:annotation":

@@ -25,9 +25,11 @@ MAX_CELLS = 8_000_000
 
 _MAX_ROW = 1_048_576
 _MAX_COLUMN_LETTERS = 3
-# References of cells (C5) and rows (5); a sheet's other elements give theirs in an attribute of another name.
-_COLUMN = re.compile(rb" r=[\"']([A-Z]+)\d")
-_ROW = re.compile(rb" r=[\"'](?:[A-Z]+(?=\d{6}))?(\d+)")
+# References of rows (5) and cells (C5), which all programs write as the first attribute. The row in a cell's
+# matters where it is large, for the few programs that number no rows.
+_ROW = re.compile(rb"row r=[\"'](\d+)")
+_CELL = re.compile(rb"c r=[\"']([A-Z]+(?:\d{6,})?)")
+_DIGITS = b"0123456789"
 _OVERLAP_BYTES = 40  # a reference that lies across two blocks is whole in the second
 
 
@@ -109,32 +111,32 @@ def _check(data: bytes) -> None:
     for name in archive.names:
         if not name.endswith((".xml", ".bin", ".rels")) or "/media/" in name:
             continue
-        if "/worksheets/" in name and name.endswith(".xml"):
-            _check_span(archive, name)
-        else:
+        if name.endswith("sharedStrings.xml"):
             for _ in archive.blocks(name):
                 pass
+        else:
+            _check_span(archive, name)
 
 
 def _check_span(archive: Archive, name: str) -> None:
     columns: set[bytes] = set()
-    rows: set[bytes] = set()
-    last_row = 0
+    height = 0
     for block in _overlapping(archive.blocks(name)):
-        columns.update(_COLUMN.findall(block))
-        rows.update(_ROW.findall(block))
-        if rows:
-            last_row = max(last_row, *(int(row[:20]) for row in rows))
-            rows.clear()
-    letters = max(columns, key=lambda column: (len(column), column), default=b"A")
-    if last_row > _MAX_ROW or len(letters) > _MAX_COLUMN_LETTERS:
+        rows = set(_ROW.findall(block))
+        for cell in set(_CELL.findall(block)):
+            column = cell.rstrip(_DIGITS)
+            columns.add(column)
+            rows.add(cell[len(column) :] or b"1")
+        height = max(height, *(int(row[:20]) for row in rows)) if rows else height
+    letters = max(columns, key=lambda column: (len(column), column), default=b"")
+    if height > _MAX_ROW or len(letters) > _MAX_COLUMN_LETTERS:
         raise DocumentError(f"broken workbook: {name} has a cell beyond the last that a sheet can have")
     width = 0
     for letter in letters:
         width = width * 26 + letter - ord("A") + 1
-    if last_row * width > MAX_CELLS:
+    if height * width > MAX_CELLS:
         raise DocumentError(
-            f"workbook too sparse to be read: {name} spans {last_row} rows and {width} columns, "
+            f"workbook too sparse to be read: {name} spans {height} rows and {width} columns, "
             f"more than {MAX_CELLS} cells"
         )
 

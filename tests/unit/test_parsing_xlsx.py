@@ -1,0 +1,120 @@
+"""XLSX: sheets as sections, cells as they are meant; what would take all memory is a reason."""
+
+from __future__ import annotations
+
+import datetime
+import io
+import re
+import zipfile
+
+import pytest
+import xlsxwriter
+
+from semantik.exceptions import DocumentError
+from semantik.parsing import parse
+from semantik.parsing.xlsx import MAX_CELLS
+
+
+def workbook(sheets: dict[str, list[list[object]]], *, hidden: tuple[str, ...] = ()) -> bytes:
+    buffer = io.BytesIO()
+    with xlsxwriter.Workbook(buffer, {"in_memory": True, "default_date_format": "yyyy-mm-dd hh:mm"}) as book:
+        for name, rows in sheets.items():
+            sheet = book.add_worksheet(name)
+            for number, row in enumerate(rows):
+                sheet.write_row(number, 0, row)
+            if name in hidden:
+                sheet.hide()
+    return buffer.getvalue()
+
+
+def with_rows(rows: str, start: str = "") -> bytes:
+    """Write a workbook whose sheet has these rows."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(workbook({"S": [["x"]]}))) as old, zipfile.ZipFile(buffer, "w", 8) as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "xl/worksheets/sheet1.xml":
+                content = re.sub(
+                    rb"<sheetData>.*</sheetData>", f"<sheetData>{rows}</sheetData>".encode(), content
+                )
+                content = content.replace(b"<worksheet", start.encode() + b"<worksheet", 1)
+            new.writestr(name, content)
+    return buffer.getvalue()
+
+
+def test_sheets_are_sections_and_cells_read_as_meant() -> None:
+    data = workbook(
+        {
+            "Prices": [
+                ["what", "n", "when"],
+                ["two\nlines ", 3, datetime.datetime(2024, 2, 29)],
+                [],
+                ["", 0.1, datetime.datetime(2024, 2, 29, 12, 30, 5)],
+                [True, -12345678901, "", ""],
+            ],
+            "Empty": [],
+            "Grün & Co": [["=1+1", "last"]],
+        }
+    )
+    kind, text = parse(data, "prices")
+    assert kind == "xlsx"
+    assert text.text == (
+        "what\tn\twhen\ntwo lines\t3\t2024-02-29\n\t0.1\t2024-02-29 12:30:05\nTRUE\t-12345678901\n\n0\tlast"
+    )
+    assert [(label, text.text[offset:][:4]) for offset, label in text.sections] == [
+        ("sheet Prices", "what"),
+        ("sheet Grün & Co", "0\tla"),
+    ]
+    assert text.note is None
+
+
+def test_hidden_sheets_are_noted_and_not_read() -> None:
+    data = workbook({"A": [["seen"]], "B": [["secret"]], "C": [["secret"]]}, hidden=("B", "C"))
+    text = parse(data, "a.xlsx")[1]
+    assert (text.text, text.note) == ("seen", "2 hidden sheets not read")
+
+
+def test_an_empty_workbook_says_so() -> None:
+    text = parse(workbook({"A": []}), "a.xlsx")[1]
+    assert (text.text, text.note) == ("", "no visible text")
+
+
+def test_a_sheet_of_many_rows_comes_whole() -> None:
+    rows: list[list[object]] = [[f"row {number}", number, number / 4] for number in range(20_000)]
+    lines = parse(workbook({"A": rows}), "a.xlsx")[1].text.split("\n")
+    assert lines == [f"row {n}\t{n}\t{n // 4 if n % 4 == 0 else n / 4}" for n in range(20_000)]
+
+
+def test_the_last_cell_of_a_sheet_takes_no_memory() -> None:
+    far = '<row r="1"><c r="A1"><v>1</v></c></row><row r="1048576"><c r="XFD1048576"><v>2</v></c></row>'
+    with pytest.raises(DocumentError, match=rf"too sparse .* 1048576 rows and 16384 columns.*{MAX_CELLS}"):
+        parse(with_rows(far), "a.xlsx")
+    # Rows without numbers: the cells' own are counted.
+    with pytest.raises(DocumentError, match="too sparse"):
+        parse(with_rows(re.sub(r'<row r="\d+">', "<row>", far)), "a.xlsx")
+    narrow = '<row r="1"><c r="A1"><v>1</v></c></row><row r="1048576"><c r="B1048576"><v>2</v></c></row>'
+    assert parse(with_rows(narrow), "a.xlsx")[1].text == "1\n\t2"
+
+
+@pytest.mark.parametrize(
+    ("rows", "start", "reason"),
+    [
+        ('<row r="1"><c r="ZZZZZ99999999999999"><v>1</v></c></row>', "", "beyond the last"),
+        ('<row r="9999999"><c r="A9999999"><v>1</v></c></row>', "", "beyond the last"),
+        ('<row r="1"><c r="A1"><v>1</c></row>', "", "broken workbook"),
+        ('<row r="1"><c r="A1" t="s"><v>99</v></c></row>', "", "broken workbook"),
+        (
+            '<row r="1"><c r="A1" t="inlineStr"><is><t>&a;</t></is></c></row>',
+            "<!DOCTYPE worksheet [<!ENTITY a SYSTEM 'file:///etc/passwd'>]>",
+            "broken workbook.*entity",
+        ),
+    ],
+)
+def test_broken_and_malicious_sheets_are_a_reason(rows: str, start: str, reason: str) -> None:
+    with pytest.raises(DocumentError, match=reason):
+        parse(with_rows(rows, start), "a.xlsx")
+
+
+def test_one_hundred_thousand_levels_deep() -> None:
+    rows = "<row><c t='str'><v>seen</v></c></row>" + "<x>" * 100_000 + "</x>" * 100_000
+    assert parse(with_rows(rows), "a.xlsx")[1].text == "seen"
