@@ -97,6 +97,7 @@ def test_members_decide_and_not_the_name(members: dict[str, str | bytes], kind: 
         (zipped({"a.txt": "words", "word/document.xml": "<x/>"}), "unsupported type: zip archive"),
         (zipped({"[Content_Types].xml": TYPES.format("visio.drawing")}), "unsupported type: zip archive"),
         (zipped({"inner.docx": word("<w:p/>")}), "unsupported type: zip archive"),
+        (zipped({"mimetype": "application/epub+zip"}, zipfile.ZIP_LZMA), "not compressed by deflate"),
         (word("<w:p/>")[:-30], "broken zip archive"),
         (
             word("<w:p/>" * 50).replace(b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01"),

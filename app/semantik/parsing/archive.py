@@ -15,6 +15,8 @@ from semantik.parsing.limits import spend
 MAX_MEMBERS = 20_000
 
 _BLOCK_BYTES = 64 * 1024
+# The only ones that document formats use. Of others zipfile cannot bound what a block unpacks to.
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _MIMETYPE_BYTES = 200
 # The directory's entries, or what looks like them inside of a member: never fewer than there are.
 _ENTRY = b"PK\x01\x02"
@@ -57,6 +59,8 @@ class Archive:
     def blocks(self, name: str) -> Iterator[bytes]:
         """Yield the content of a member, checked and accounted for; DocumentError when it cannot be read."""
         try:
+            if self._zip.getinfo(name).compress_type not in _COMPRESSIONS:
+                raise DocumentError(f"zip archive of another kind: {name} is not compressed by deflate")
             with self._zip.open(name) as member:
                 while block := member.read(_BLOCK_BYTES):
                     spend(len(block))
