@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import io
 import re
 import zipfile
+import zlib
 
 import pytest
 import xlsxwriter
@@ -13,6 +15,20 @@ import xlsxwriter
 from semantik.exceptions import DocumentError
 from semantik.parsing import parse
 from semantik.parsing.xlsx import MAX_CELLS
+
+# A sheet "Old" and a hidden one, written by xlwt 1.3.0: of 2017, and so no dependency.
+XLS = zlib.decompress(
+    base64.b85decode(
+        b"c-rk)J!lj`6#iy!@7LtA7cW90gd<?om?osLNj3@^8)Fni5kW86EkcgFunB}%Xf$3a2v&+sAdOAb#vioM&O$iRLJ)*IEmH{!7Rjw|"
+        b"-tC4<ydnq5VPw8#zIprR&Cc6>Z)SJ)Lm^RIeA-dMCJZ8gvKvLHN++m9{SyP!?z&R+>j)KBVOJp<p+JU$c-8zqEMq9+U4n)u`deb)"
+        b"8<oqL!bmP_ry7Xk>_b{e9|nX@xu@YFl{nhjuU6)9=Dp01+4eQ_5Nqx*50Gt9TtdMd={f4<@kOnR+v3Cm&$-VR*7Ttb?_?g|xGO5Q"
+        b"K^$`?(wTp=p;K?d5-4)RcGh;%nIe)D!X^B2Q@~GuuD(erePi_kr2oB9AFiRlr|G~v+^a$+Vjg=?2*{QI&Sb1S<>&dJjCKg8CM?U&"
+        b"u6o%o3pLE<9BZ0p?6f`Z*fTM?Jo9umHcaPcPVy#V3oR@s_yPtk*sG6zd^|liYF=T@JTKvuh5mr_3@&cU9@II`E!sNwFdt#Q#aG?W"
+        b"atCvg+@rdCw9OMvF0jpQZtbRV`Wc_hgH`e&lJhHPUv%cbn}<nW9xh!=E`K%`(M2yFi~7rB0llJEJh(6M()4TLEeT(l+y7b~BAVg("
+        b"?s{*t7OWx0VuJa)7UO$QAnw_VP4?14u*C{RX;5p$GkzdLRWHd#L_w_cZjFMd83lPq{8UlvsVXQaC@3f>C@5?Lg!efwcO80VSHYjF"
+        b"Veh}r8kMs8P4eI39CCEb(6;mhvQ#^mt1Ex@At?N7i7oc={})PJpwS&nVvPNmtUG^cyCJIYXUiRp?VCdNj$f|F&mA8B5B?tQ3j"
+    )
+)
 
 
 def workbook(sheets: dict[str, list[list[object]]], *, hidden: tuple[str, ...] = ()) -> bytes:
@@ -72,6 +88,14 @@ def test_hidden_sheets_are_noted_and_not_read() -> None:
     data = workbook({"A": [["seen"]], "B": [["secret"]], "C": [["secret"]]}, hidden=("B", "C"))
     text = parse(data, "a.xlsx")[1]
     assert (text.text, text.note) == ("seen", "2 hidden sheets not read")
+
+
+def test_the_format_before_2007() -> None:
+    text = parse(XLS, "a")[1]
+    assert (text.text, text.sections) == ("words\t3\n\t2.5", [(0, "sheet Old")])
+    assert text.note == "1 hidden sheet not read"
+    with pytest.raises(DocumentError, match="broken"):
+        parse(XLS[:1500], "a.xls")
 
 
 def test_an_empty_workbook_says_so() -> None:
