@@ -1,37 +1,37 @@
 """Text into chunks: tokenized once, each chunk a slice of those ids and of the text they came from.
 
-The text goes through the tokenizer in windows, since a call on a whole book is slower and takes 180 bytes of
-memory per character. Windows end at whitespace, where no token spans the cut; chunks end at the end of a
-section, a paragraph or a sentence where one lies near the limit, else between words. So the ids of a chunk
-are what the tokenizer gives for the chunk's text alone, and that is what the model sees.
+Chunks end at the end of a section, a paragraph or a sentence where one lies near the limit, else between
+words. The ids of a chunk are what the tokenizer gives for the chunk's text alone, and that is what the model
+sees. For most tokenizers the slice is just that; where the first token holds the space before a word, or a
+cut had to go through one, the ids at that edge are read again.
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, bisect_right
-from collections import deque
+import unicodedata
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from semantik.edges import Edges
 from semantik.exceptions import SettingsError
+from semantik.reader import Reader
+from semantik.tokens import Tokens
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from tokenizers import Encoding
 
     from semantik.model import Model
 
-#: Characters per call of the tokenizer; measured: larger windows are slower.
-WINDOW_CHARACTERS = 65_536
-# Windows handed to the tokenizer in one call, which releases the GIL and may use a core for each.
-_WINDOWS_PER_CALL = 4
 #: Characters per token of a chunk's limit: four times what prose has, so that it binds only on layout and
 #: noise.
 CHARACTERS_PER_TOKEN = 16
+# Unknown characters among a hundred from which on the document says so.
+_UNKNOWN_PERCENT = 2
 
 _PARAGRAPH = re.compile(r"\n[ \t]*\n\s*")
 # A sentence ends with its mark, closing quotes and space; CJK marks need no space.
@@ -39,6 +39,8 @@ _SENTENCE = re.compile(
     r"[.!?\u2026][\"'\u2019\u201d)\]]*\s+|[\u3002\uff01\uff1f]+[\u300d\u300f\uff09]*\s*|:\s*\n\s*"
 )
 _SPACE = re.compile(r"\s+")
+_PLACES = (_PARAGRAPH, _SENTENCE, _SPACE)
+_SOLID = re.compile(r"\S")
 
 
 @dataclass(frozen=True)
@@ -56,24 +58,41 @@ class Chunk:
 class ChunkCounts:
     """What was counted while one document was cut."""
 
+    characters: int = 0  # of the text
     chunks: int = 0
     tokens: int = 0  # of all chunks, special tokens and overlap included
     truncated_tokens: int = 0  # tokens of the text that no chunk holds
     split_words: int = 0  # cuts inside a run of characters without space, longer than a chunk
+    parted_words: int = 0  # words above the tokenizer's own limit, read in parts
+    unknown_tokens: int = 0  # tokens that stand for what the model has no token for, each counted once
+    unknown_characters: int = 0  # the characters behind them
+    parted_chunks: int = 0  # chunks that hold such parts
+    edges: int = 0  # chunks of which an edge was read again
+
+    def note(self) -> str | None:
+        """Return what a reader of the job's report should know of this text, None for nothing."""
+        notes = []
+        if self.split_words:
+            notes.append(f"text without spaces was cut inside words in {self.split_words} places")
+        if 100 * self.unknown_characters >= _UNKNOWN_PERCENT * max(1, self.characters):
+            notes.append(
+                f"{self.unknown_characters} of {self.characters} characters are in {self.unknown_tokens} "
+                "words that the model does not know: searches hardly find them"
+            )
+        if self.truncated_tokens:
+            notes.append(f"{self.truncated_tokens} tokens are in no chunk")
+        return "; ".join(notes) or None
 
 
 @dataclass(frozen=True)
-class _Window:
-    """A piece of the text with its tokens, numbered through the whole text."""
+class _Shape:
+    """What a chunk may be: `room` and `overlap` in tokens of text, `characters` of text at most."""
 
-    first_token: int
-    offset: int  # in the text, characters
-    encoding: Encoding
-    ids: NDArray[np.int64] = field(repr=False)
-
-    @property
-    def end_token(self) -> int:
-        return self.first_token + len(self.ids)
+    prefix: NDArray[np.int64]
+    suffix: NDArray[np.int64]
+    room: int
+    overlap: int
+    characters: int
 
 
 class Chunker:
@@ -82,224 +101,179 @@ class Chunker:
     def __init__(self, model: Model, *, chunk_tokens: int = 0, chunk_overlap: int = 0) -> None:
         """Take at most `chunk_tokens` per chunk, special tokens included (0: the model's limit).
 
-        Raises SettingsError when the limit is above the model's or leaves no room beside the overlap.
+        The model's tokenizer reads special tokens that stand in a text as text from here on. Raises
+        SettingsError when the limit is above the model's or leaves no room beside the overlap.
         """
         limit = chunk_tokens or model.max_tokens
         if limit > model.max_tokens:
             raise SettingsError(
                 f"SEMANTIK_CHUNK_TOKENS={limit}: {model.name} takes at most {model.max_tokens} tokens"
             )
-        self._prefix, self._suffix = model.prefix, model.suffix
-        self._room = limit - len(self._prefix) - len(self._suffix)
-        if self._room < 8:
+        room = limit - len(model.prefix) - len(model.suffix)
+        if room < 8:
             raise SettingsError(
-                f"SEMANTIK_CHUNK_TOKENS={limit} leaves {self._room} tokens for text: choose 16 or more"
+                f"SEMANTIK_CHUNK_TOKENS={limit} leaves {room} tokens for text: choose 16 or more"
             )
-        if not 0 <= chunk_overlap <= self._room // 2:
+        if not 0 <= chunk_overlap <= room // 2:
             raise SettingsError(
-                f"SEMANTIK_CHUNK_OVERLAP={chunk_overlap}: choose 0 to {self._room // 2} (half a chunk)"
+                f"SEMANTIK_CHUNK_OVERLAP={chunk_overlap}: choose 0 to {room // 2} (half a chunk)"
             )
-        self._overlap = chunk_overlap
-        self._tokenizer = model.tokenizer
-        self._max_characters = limit * CHARACTERS_PER_TOKEN
+        self._shape = _Shape(model.prefix, model.suffix, room, chunk_overlap, limit * CHARACTERS_PER_TOKEN)
+        self._reader = Reader(model.tokenizer, longest_word=self._shape.characters)
 
     def cut(self, text: str, sections: Sequence[tuple[int, str]], counts: ChunkCounts) -> Iterator[Chunk]:
         """Yield the chunks of `text` in order, counting into `counts`; `sections`: (offset, label) pairs."""
-        tokens = _Tokens(self._windows(text))
-        offsets = [offset for offset, _ in sections]
+        return _Cut(self._shape, self._reader, text, sections, counts).chunks()
+
+
+class _Cut:
+    """One text on its way into chunks."""
+
+    def __init__(
+        self,
+        shape: _Shape,
+        reader: Reader,
+        text: str,
+        sections: Sequence[tuple[int, str]],
+        counts: ChunkCounts,
+    ) -> None:
+        self._shape = shape
+        self._reader = reader
+        self._text = text
+        self._sections = sections
+        self._offsets = [offset for offset, _ in sections]
+        self._counts = counts
+        self._tokens = Tokens(text, reader.windows(text, counts))
+        self._edges = Edges(reader, self._tokens, text, counts)
+        counts.characters += len(text)
+
+    def chunks(self) -> Iterator[Chunk]:
+        tokens, room = self._tokens, self._shape.room
         start = 0
-        while tokens.load(start + self._room + 1) > start:
-            first = tokens.span(start)[0]
-            end = self._limit(tokens, start, first)
-            if end == start:  # one token of more characters than a chunk may have
-                yield from self._pieces(text, *tokens.span(start), sections, offsets, counts)
-                start += 1
-                tokens.forget(start)
+        while tokens.load(start + room + 1) > start:
+            first = tokens.start(start)
+            if first == len(self._text) or self._text[first].isspace():
+                solid = _SOLID.search(self._text, first)
+                if solid is None or (found := tokens.seek(solid.start(), start)) is None:
+                    return
+                start = found
                 continue
-            if end < tokens.loaded:
-                end = self._cut(tokens, text, offsets, start, end, counts)
-            chunk_ids = np.concatenate((self._prefix, tokens.slice(start, end), self._suffix))
-            yield self._chunk(text, first, tokens.span(end - 1)[1], chunk_ids, sections, offsets, counts)
-            if end >= tokens.loaded:
-                return
-            start = self._restart(tokens, text, offsets, start, end)
+            end = self._limit(start, first)
+            if end == start:  # one token of more characters than a chunk may have
+                yield from self._pieces(first, tokens.span(start)[1])
+                start += 1
+            else:
+                if end < tokens.loaded:
+                    end = self._place(start, end)
+                end, last, ids = self._fit(start, end, first)
+                yield self._chunk(first, last, ids)
+                if end >= tokens.loaded:
+                    return
+                start = self._restart(start, end)
             tokens.forget(start)
 
-    def _chunk(
-        self,
-        text: str,
-        first: int,
-        last: int,
-        ids: NDArray[np.int64],
-        sections: Sequence[tuple[int, str]],
-        offsets: list[int],
-        counts: ChunkCounts,
-    ) -> Chunk:
-        at = bisect_right(offsets, first) - 1
-        chunk = Chunk(counts.chunks, first, text[first:last], sections[at][1] if at >= 0 else None, ids)
-        counts.chunks += 1
-        counts.tokens += len(ids)
+    def _chunk(self, first: int, last: int, ids: NDArray[np.int64]) -> Chunk:
+        whole = np.concatenate((self._shape.prefix, ids, self._shape.suffix))
+        at = bisect_right(self._offsets, first) - 1
+        place = self._sections[at][1] if at >= 0 else None
+        chunk = Chunk(self._counts.chunks, first, self._text[first:last], place, whole)
+        self._counts.chunks += 1
+        self._counts.tokens += len(whole)
         return chunk
 
-    def _limit(self, tokens: _Tokens, start: int, first: int) -> int:
+    def _limit(self, start: int, first: int) -> int:
         """Return the token behind the last that fits into a chunk, by tokens and by characters."""
-        end = min(start + self._room, tokens.loaded)
-        if tokens.span(end - 1)[1] - first > self._max_characters:
-            return (
-                bisect_right(
-                    range(start, end), first + self._max_characters, key=lambda at: tokens.span(at)[1]
-                )
-                + start
-            )
+        tokens = self._tokens
+        end = min(start + self._shape.room, tokens.loaded)
+        furthest = first + self._shape.characters
+        if tokens.span(end - 1)[1] > furthest:
+            return start + bisect_right(range(start, end), furthest, key=lambda at: tokens.span(at)[1])
         return end
 
-    def _cut(
-        self, tokens: _Tokens, text: str, offsets: list[int], start: int, end: int, counts: ChunkCounts
-    ) -> int:
+    def _place(self, start: int, end: int) -> int:
         """Move `end`, the furthest that fits, back to a better place, by at most a quarter of the chunk."""
-        low = end - max(1, (end - start) // 4)
-        begin, limit = tokens.span(low)[0], tokens.span(end)[0]
-        section = bisect_right(offsets, limit) - 1
-        if section >= 0 and offsets[section] > begin:
-            return self._token_at(tokens, offsets[section], low, end)
-        near = text[begin:limit]
-        for pattern in (_PARAGRAPH, _SENTENCE, _SPACE):
+        tokens = self._tokens
+        low = max(start + 1, end - max(1, (end - start) // 4))
+        begin, limit = tokens.start(low), tokens.start(end)
+        section = bisect_right(self._offsets, limit) - 1
+        if section >= 0 and self._offsets[section] > begin:
+            return tokens.at(self._offsets[section], low, end)
+        near = self._text[begin:limit]
+        for pattern in _PLACES:
             found = [match.end() for match in pattern.finditer(near)]
-            if found and (cut := self._token_at(tokens, begin + found[-1], low, end)) > start:
-                return cut
+            if found:
+                return tokens.at(begin + found[-1], low, end)
         # No space near the limit: any place where the tokenizer starts a new word, over the whole chunk.
         for at in range(end, start, -1):
-            if tokens.starts_word(at):
+            if tokens.parts_nothing(at):
                 return at
-        counts.split_words += 1
+        while end > start + 1 and tokens.shares_character(end):
+            end -= 1
+        self._count_split(tokens.span(end)[0])
         return end
 
-    def _restart(self, tokens: _Tokens, text: str, offsets: list[int], start: int, end: int) -> int:
+    def _restart(self, start: int, end: int) -> int:
         """Return where the next chunk starts: at most the overlap before `end`, at a sentence or a word.
 
         It does not start before the section that it is mostly in, or its place would be the wrong one.
         """
-        low = max(start + 1, end - self._overlap)
+        low = max(start + 1, end - self._shape.overlap)
         if low >= end:
             return end
-        begin, limit = tokens.span(low)[0], tokens.span(end)[0]
-        section = bisect_right(offsets, limit) - 1
-        if section >= 0 and offsets[section] > begin:
-            return self._token_at(tokens, offsets[section], low, end)
-        near = text[begin:limit]
+        tokens = self._tokens
+        begin, limit = tokens.start(low), tokens.start(end)
+        section = bisect_right(self._offsets, limit) - 1
+        if section >= 0 and self._offsets[section] > begin:
+            return tokens.at(self._offsets[section], low, end)
+        near = self._text[begin:limit]
         # At the limit itself there is no overlap, so a match that ends there is none.
-        for pattern in (_PARAGRAPH, _SENTENCE, _SPACE):
-            for match in pattern.finditer(near):
-                if match.end() < len(near):
-                    return self._token_at(tokens, begin + match.end(), low, end)
+        for pattern in _PLACES:
+            match = pattern.search(near)
+            if match is not None and match.end() < len(near):
+                return tokens.at(begin + match.end(), low, end)
         return end
 
-    @staticmethod
-    def _token_at(tokens: _Tokens, offset: int, low: int, high: int) -> int:
-        """Return the first token in [low, high] that starts at `offset` or behind it."""
-        return low + bisect_left(range(low, high), offset, key=lambda at: tokens.span(at)[0])
+    def _fit(self, start: int, end: int, first: int) -> tuple[int, int, NDArray[np.int64]]:
+        """Return the end of a chunk, of its text without the space behind it, and its ids, `room` at most.
 
-    def _pieces(
-        self,
-        text: str,
-        first: int,
-        last: int,
-        sections: Sequence[tuple[int, str]],
-        offsets: list[int],
-        counts: ChunkCounts,
-    ) -> Iterator[Chunk]:
+        The ids at an edge that were read again may be more than the slice had: then the end moves back.
+        """
+        tokens, text, room = self._tokens, self._text, self._shape.room
+        while True:
+            last = tokens.span(end - 1)[1]
+            while last > first and text[last - 1].isspace():
+                last -= 1
+            stop = end
+            while stop > start + 1 and tokens.span(stop - 1)[0] >= last:
+                stop -= 1
+            ids = self._edges.ids(start, stop, first, last)
+            over = len(ids) - room
+            if over <= 0:
+                return end, last, ids
+            if stop == start + 1:
+                self._counts.truncated_tokens += over
+                return end, last, ids[:room]
+            furthest = end = max(start + 1, stop - over)
+            while end > start + 1 and not tokens.parts_nothing(end):
+                end -= 1
+            if end == start + 1:
+                end = furthest
+                while end > start + 1 and tokens.shares_character(end):
+                    end -= 1
+                self._count_split(tokens.span(end)[0])
+
+    def _pieces(self, first: int, last: int) -> Iterator[Chunk]:
         """Cut one giant token (an unknown word of any length) into chunks by characters."""
-        for begin in range(first, last, self._max_characters):
-            end = min(begin + self._max_characters, last)
-            ids = np.array(
-                self._tokenizer.encode(text[begin:end], add_special_tokens=False).ids, dtype=np.int64
-            )
-            counts.split_words += begin > 0 and text[begin - 1].isalnum()
-            counts.truncated_tokens += max(0, len(ids) - self._room)
-            whole = np.concatenate((self._prefix, ids[: self._room], self._suffix))
-            yield self._chunk(text, begin, end, whole, sections, offsets, counts)
+        for begin in range(first, last, self._shape.characters):
+            end = min(begin + self._shape.characters, last)
+            ids = self._reader.ids(self._text[begin:end])
+            if begin > 0:
+                self._count_split(begin)
+            self._counts.truncated_tokens += max(0, len(ids) - self._shape.room)
+            yield self._chunk(begin, end, ids[: self._shape.room])
 
-    def _windows(self, text: str) -> Iterator[_Window]:
-        first_token = 0
-        bounds = list(_bounds(text))
-        for at in range(0, len(bounds), _WINDOWS_PER_CALL):
-            some = bounds[at : at + _WINDOWS_PER_CALL]
-            encodings = self._tokenizer.encode_batch(
-                [text[low:high] for low, high in some], add_special_tokens=False
-            )
-            for (low, _), encoding in zip(some, encodings, strict=True):
-                window = _Window(first_token, low, encoding, np.array(encoding.ids, dtype=np.int64))
-                yield window
-                first_token = window.end_token
-
-
-def _bounds(text: str) -> Iterator[tuple[int, int]]:
-    """Yield the (start, end) of each window: behind a line's end, else before a space, else anywhere."""
-    start = 0
-    while len(text) - start > WINDOW_CHARACTERS:
-        limit = start + WINDOW_CHARACTERS
-        earliest = limit - WINDOW_CHARACTERS // 4
-        end = text.rfind("\n", earliest, limit) + 1
-        if not end:
-            end = text.rfind(" ", earliest, limit)
-        if end <= start:
-            end = limit
-        yield start, end
-        start = end
-    yield start, len(text)
-
-
-class _Tokens:
-    """The tokens of a text, numbered through all windows; only the windows in use are held."""
-
-    def __init__(self, windows: Iterator[_Window]) -> None:
-        self._source = windows
-        self._held: deque[_Window] = deque()
-        self._exhausted = False
-        self.loaded = 0  # tokens up to here are known
-
-    def load(self, upto: int) -> int:
-        """Read windows until `upto` tokens are known or the text ends; return how many are known."""
-        while self.loaded < upto and not self._exhausted:
-            window = next(self._source, None)
-            if window is None:
-                self._exhausted = True
-            else:
-                self._held.append(window)
-                self.loaded = window.end_token
-        return self.loaded
-
-    def forget(self, before: int) -> None:
-        """Drop the windows that end before token `before`."""
-        while self._held and self._held[0].end_token <= before:
-            self._held.popleft()
-
-    def slice(self, start: int, end: int) -> NDArray[np.int64]:
-        """Return the ids of tokens [start, end)."""
-        parts = [
-            window.ids[max(0, start - window.first_token) : max(0, end - window.first_token)]
-            for window in self._held
-        ]
-        return np.concatenate(parts) if len(parts) != 1 else parts[0]
-
-    def span(self, token: int) -> tuple[int, int]:
-        """Return where a token stands in the text: (start, end) in characters."""
-        window = self._window(token)
-        # Every token has a span, since none here is a special one.
-        start, end = cast("tuple[int, int]", window.encoding.token_to_chars(token - window.first_token))
-        return window.offset + start, window.offset + end
-
-    def starts_word(self, token: int) -> bool:
-        """Say whether the tokenizer began a new word with this token."""
-        window = self._window(token)
-        local = token - window.first_token
-        if local == 0:
-            return True
-        word: Any = window.encoding.token_to_word(local)
-        return bool(word != window.encoding.token_to_word(local - 1))
-
-    def _window(self, token: int) -> _Window:
-        for window in self._held:
-            if token < window.end_token:
-                return window
-        raise IndexError(f"token {token} of {self.loaded}")
+    def _count_split(self, at: int) -> None:
+        """Count a cut before character `at` if it parts a word, in a script that has spaces between words."""
+        before, behind = self._text[at - 1], self._text[at]
+        wide = unicodedata.east_asian_width(behind) in "WF"
+        self._counts.split_words += before.isalnum() and behind.isalnum() and not wide

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semantik import chunking
+from semantik import chunking, reader
 from semantik.chunking import Chunk, ChunkCounts, Chunker
 from semantik.exceptions import SettingsError
 from semantik.model import Model
@@ -82,7 +82,7 @@ def test_chunks_overlap_and_end_where_text_ends_something(chunker: Chunker) -> N
 def test_windows_do_not_show(model: Model, chunker: Chunker, monkeypatch: pytest.MonkeyPatch) -> None:
     text = REFERENCE[:100_000]
     one = [chunk.text for chunk in cut(chunker, text).chunks]
-    monkeypatch.setattr(chunking, "WINDOW_CHARACTERS", 3_000)
+    monkeypatch.setattr(reader, "WINDOW_CHARACTERS", 3_000)
     assert [chunk.text for chunk in cut(chunker, text).chunks] == one
 
 
