@@ -1,4 +1,5 @@
-"""The `semantik` command, on the control host, for everyone in the group `semantik`.
+"""The `semantik` command: on the control host, for everyone in the group `semantik`, and on any machine for
+embedding without a cluster.
 
 It starts light: psycopg, Celery and Rich are imported by the commands that use them, where they use them.
 """
@@ -13,6 +14,7 @@ import click
 from semantik import __version__
 from semantik.cli.check import check
 from semantik.cli.collections import collections
+from semantik.cli.embed import embed
 from semantik.cli.jobs import cancel, jobs, show, submit
 from semantik.cli.output import json_option
 from semantik.cli.search import search
@@ -26,14 +28,14 @@ EXIT_INTERRUPTED = 130
 @click.version_option(__version__, message="semantik %(version)s")
 @json_option
 def cli() -> None:
-    """Embed documents on the cluster and search them.
+    """Embed documents on the cluster, or on this machine alone, and search them.
 
     Exit status: 0 done, 1 failed (the reason is on stderr), 2 wrong usage, 3 a job ended with failed
     documents, 130 interrupted. SEMANTIK_DEBUG=1 shows the traceback of an error.
     """
 
 
-for command in (submit, watch, jobs, show, cancel, collections, search, check):
+for command in (submit, watch, jobs, show, cancel, collections, embed, search, check):
     cli.add_command(command)
 
 
