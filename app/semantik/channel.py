@@ -38,16 +38,19 @@ class Channel(Generic[Item]):
         self.put_seconds = 0.0  # spent waiting for room, all producers
         self.get_seconds = 0.0  # spent waiting for items
 
-    def put(self, item: Item, weight: int = 1) -> None:
-        """Append `item` when there is room. Raises Closed when the channel is or becomes closed."""
+    def put(self, item: Item, weight: int = 1, *, place: int = 0) -> None:
+        """Append `item` when there is room; `place` is for channels that keep an order.
+
+        Raises Closed when the channel is or becomes closed.
+        """
         with self._changed:
             started = time.monotonic()
-            while self._items and self._weight + weight > self._size and not self._closed:
+            while not self._closed and not self._has_room(weight, place):
                 self._changed.wait()
             self.put_seconds += time.monotonic() - started
             if self._closed:
                 raise Closed
-            self._items.append((item, weight))
+            self._store(item, weight, place)
             self._weight += weight
             self._changed.notify_all()
 
@@ -64,8 +67,8 @@ class Channel(Generic[Item]):
                 raise self._error
             if self._closed:
                 raise Closed
-            if self._items:
-                item, weight = self._items.popleft()
+            if self._ready():
+                item, weight = self._take()
                 self._weight -= weight
                 self._changed.notify_all()
                 return item
@@ -92,4 +95,47 @@ class Channel(Generic[Item]):
             self._changed.notify_all()
 
     def _readable(self) -> bool:
-        return bool(self._items or self._closed or not self._producers)
+        return bool(self._ready() or self._closed or not self._producers)
+
+    def _has_room(self, weight: int, _place: int) -> bool:
+        return not self._items or self._weight + weight <= self._size
+
+    def _store(self, item: Item, weight: int, _place: int) -> None:
+        self._items.append((item, weight))
+
+    def _ready(self) -> bool:
+        return bool(self._items)
+
+    def _take(self) -> tuple[Item, int]:
+        return self._items.popleft()
+
+
+class Ordered(Channel[Item]):
+    """Gives items out by their place: 0, 1, 2 and so on, each of which one producer puts.
+
+    The next in turn always has room, so that producers that are ahead wait for the one that is behind.
+    """
+
+    def __init__(self, size: int, *, producers: int) -> None:
+        super().__init__(size, producers=producers)
+        self._early: dict[int, tuple[Item, int]] = {}
+        self._turn = 0
+
+    def close(self) -> None:
+        """End the channel for both sides."""
+        with self._changed:
+            self._early.clear()
+            super().close()
+
+    def _has_room(self, weight: int, place: int) -> bool:
+        return place == self._turn or self._weight + weight <= self._size
+
+    def _store(self, item: Item, weight: int, place: int) -> None:
+        self._early[place] = (item, weight)
+
+    def _ready(self) -> bool:
+        return self._turn in self._early
+
+    def _take(self) -> tuple[Item, int]:
+        self._turn += 1
+        return self._early.pop(self._turn - 1)

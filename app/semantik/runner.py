@@ -17,7 +17,7 @@ from psycopg import sql
 from semantik import jobs, notes, sources
 from semantik.database import WAKE, Connection, backoff, connect, passes, query
 from semantik.engine import Engine, Finished, Row, Source, Stopped
-from semantik.exceptions import FenceLost, ParserUnavailable
+from semantik.exceptions import DeviceFull, FenceLost, ParserUnavailable
 from semantik.leases import Keeper, database_works
 from semantik.logs import event
 from semantik.pulse import ChildPulse, Pulse
@@ -32,8 +32,8 @@ log = logging.getLogger("semantik.runner")
 
 #: What the worker exits with when its GPU can no longer be trusted.
 EX_SOFTWARE = 70
-#: Seconds that a slot without a parser waits before it takes a shard again.
-PARSER_PAUSE = 10.0
+#: Seconds that a slot without a parser, or without memory, waits before it takes a shard again.
+IDLE_PAUSE = 10.0
 
 
 def load_sources(connection: Connection, shard: int) -> list[Source]:
@@ -150,12 +150,12 @@ class Runner:
                 release(connection, held.shard, held.fence)
                 event(log, "given back: the service stops", job=held.job, shard=held.shard)
             return
-        except ParserUnavailable as error:
+        except (ParserUnavailable, DeviceFull) as error:
             self.keeper.release()
             connection.rollback()
             release(connection, held.shard, held.fence)
             event(log, "given back", level=logging.ERROR, job=held.job, shard=held.shard, reason=error)
-            self._pause(PARSER_PAUSE)  # another slot may take it; this one must not spin
+            self._pause(IDLE_PAUSE)  # another slot may take it; this one must not spin
             return
         except FenceLost as error:
             connection.rollback()
@@ -175,6 +175,7 @@ class Runner:
         event(
             log, "committed", job=held.job, shard=held.shard, documents=len(finished), chunks=lease.chunks,
             tokens=lease.tokens, seconds=seconds, tokens_per_second=lease.tokens / max(seconds, 1e-3),
+            oom_splits=engine.stats.oom_splits or None,
         )  # fmt: skip
         if state := jobs.close(connection, held.job):
             event(log, "job ended", job=held.job, state=state)
@@ -209,7 +210,7 @@ class Runner:
                     rows[item.key] = rows.get(item.key, 0) + 1
                     lease.chunks += 1
                     lease.tokens += item.token_count
-                else:
+                elif isinstance(item, Finished):
                     finished.append(item)
                     opened.discard(item.key)
                     lease.documents_done += 1

@@ -16,18 +16,18 @@ SLOW = Path(os.environ["FAULTS"]) / "slow"
 #: A word that kills the process that embeds it.
 POISON = "strychnine"
 
-_embed_ids = Model.embed_ids
+_start = Model.start
 
 
-def embed_ids(self: Model, batch: Any) -> Any:
+def start(self: Model, batch: Any) -> Any:
     if SLOW.exists():
         time.sleep(0.25)
     if any(POISON in self.tokenizer.decode(list(ids)) for ids in batch):
         os.kill(os.getpid(), signal.SIGSEGV)
-    return _embed_ids(self, batch)
+    return _start(self, batch)
 
 
-Model.embed_ids = embed_ids  # type: ignore[method-assign]
+Model.start = start  # type: ignore[method-assign]
 
 
 @shared_task(name="faults.count_words")

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semantik.channel import Channel, Closed, Empty
+from semantik.channel import Channel, Closed, Empty, Ordered
 from semantik.chunking import Chunk
-from semantik.engine import Engine, Finished, Row, Source, Stopped, _batches
+from semantik.engine import Engine, Finished, Mark, Row, Source, Stopped, _batches
 from semantik.exceptions import DocumentError, ParserUnavailable
-from semantik.model import Model
+from semantik.model import Model, Pending
 from semantik.settings import Settings
 
 Opener = Callable[[str], int]
@@ -64,11 +64,12 @@ def engine(model: Model, settings: Settings, opener: Opener = open_file) -> Engi
     return Engine(model, settings, chunk_tokens=0, chunk_overlap=16, opener=opener)
 
 
-def collect(results: Iterator[Row | Finished]) -> tuple[dict[int, list[Row]], dict[int, Finished]]:
+def collect(results: Iterator[Row | Finished | Mark]) -> tuple[dict[int, list[Row]], dict[int, Finished]]:
     """Gather results by document, checking that each ends once, after its rows."""
     rows: dict[int, list[Row]] = defaultdict(list)
     ends: dict[int, Finished] = {}
     for result in results:
+        assert not isinstance(result, Mark)
         assert result.key not in ends, "something came after a document's end"
         if isinstance(result, Row):
             rows[result.key].append(result)
@@ -135,17 +136,66 @@ def test_batches_keep_to_the_budget_and_name_their_documents(
         return False
 
     sizes: list[int] = []
-    embed = model.embed_ids
+    begin = model.start
 
-    def measured(batch: list[np.ndarray]) -> np.ndarray:  # type: ignore[type-arg]
+    def measured(batch: list[np.ndarray]) -> Pending:  # type: ignore[type-arg]
         sizes.append(len(batch) * max(len(ids) for ids in batch))
-        return embed(batch)
+        return begin(batch)
 
-    monkeypatch.setattr(model, "embed_ids", measured)
+    monkeypatch.setattr(model, "start", measured)
     ends = collect(run.run(sources(corpus), note))[1]
     assert len(sizes) == run.stats.batches > 1
     assert max(sizes) <= model.token_budget
     assert set(seen) == set(ends), "every document was in flight before a batch of its chunks ran"
+
+
+def test_marks_come_out_between_what_was_before_them_and_what_is_behind(
+    model: Model, engine_settings: Settings, corpus: list[Path]
+) -> None:
+    marked: list[Source | Mark] = list(sources(corpus))
+    for number, at in ((1, 4), (2, 4), (3, 10)):
+        marked.insert(at + number - 1, Mark(number))
+    marked.append(Mark(4))
+    run = Engine(model, engine_settings, chunk_tokens=64, chunk_overlap=8, opener=open_file, ordered=True)
+    ended: set[int] = set()
+    at_marks: list[tuple[int, set[int]]] = []
+    for item in run.run(marked, never):
+        if isinstance(item, Mark):
+            at_marks.append((item.number, set(ended)))
+        elif isinstance(item, Finished):
+            ended.add(item.key)
+        else:
+            passed = at_marks[-1][0] if at_marks else 0
+            assert item.key >= {0: 0, 1: 4, 2: 4, 3: 10}[passed], "a row from behind the next mark"
+    assert at_marks == [
+        (1, set(range(4))), (2, set(range(4))), (3, set(range(10))), (4, set(range(len(corpus))))
+    ]  # fmt: skip
+
+
+def test_an_ordered_run_packs_the_same_batches_however_parsing_goes(
+    model: Model, engine_settings: Settings, corpus: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs, one with parsers that are late at random and one resumed behind a mark: the same bits."""
+    noise = random.Random(3)
+
+    def late(uri: str) -> int:
+        time.sleep(noise.random() / 20)
+        return open_file(uri)
+
+    marked: list[Source | Mark] = list(sources(corpus))
+    marked.insert(6, Mark(1))
+    monkeypatch.setattr(model, "token_budget", 512)
+
+    def vectors(opener: Opener, items: list[Source | Mark]) -> dict[tuple[int, int], bytes]:
+        run = Engine(model, engine_settings, chunk_tokens=64, chunk_overlap=8, opener=opener, ordered=True)
+        rows = [item for item in run.run(items, never) if isinstance(item, Row)]
+        assert run.stats.batches > 4
+        return {(row.key, row.ordinal): row.vector.tobytes() for row in rows}
+
+    whole = vectors(open_file, marked)
+    assert vectors(late, marked) == whole
+    resumed = vectors(late, marked[7:])
+    assert resumed == {key: value for key, value in whole.items() if key[0] >= 6}
 
 
 def test_packing_by_length_leaves_little_padding() -> None:
@@ -349,6 +399,22 @@ def test_a_channel_holds_back_by_weight_and_lets_a_heavy_item_pass() -> None:
     producer.join(5)
     assert taken == ["heavy", "light"]
     assert channel.put_seconds > 0.1
+
+
+def test_an_ordered_channel_lets_the_one_in_turn_pass_when_it_is_full() -> None:
+    channel: Channel[str] = Ordered(10, producers=2)
+    channel.put("second", 10, place=1)
+    assert channel.get(0.0) is Empty.EMPTY, "the first is not there yet"
+    waiting = threading.Thread(target=lambda: channel.put("third", 1, place=2))
+    waiting.start()
+    waiting.join(0.1)
+    assert waiting.is_alive(), "there is no room beside the second"
+    channel.put("first", 50, place=0)
+    assert [channel.get(), channel.get(), channel.get()] == ["first", "second", "third"]
+    waiting.join(5)
+    channel.done()
+    channel.done()
+    assert channel.get() is None
 
 
 def test_a_channel_that_closes_frees_both_sides() -> None:
