@@ -31,7 +31,7 @@ def labelled(data: bytes, name: str) -> list[tuple[str, str]]:
         (b"<p>a fragment", "page.HTM", "html"),
         (b"# Title", "README.md", "markdown"),
         (b"The tag <html> starts a page", "notes", "text"),
-        (b"a,b\n1,2\n", "table.csv", "text"),
+        (b"a,b\n1,2\n", "table.csv", "csv"),
         (b"", "empty", "text"),
     ],
 )

@@ -25,19 +25,29 @@ KINDS = {
     "docx": "semantik.parsing.docx",
     "pptx": "semantik.parsing.pptx",
     "xlsx": "semantik.parsing.xlsx",
-    "xls": "semantik.parsing.xlsx",
     "odt": "semantik.parsing.odt",
     "odp": "semantik.parsing.odt",
     "ods": "semantik.parsing.odt",
     "epub": "semantik.parsing.epub",
+    "doc": "semantik.parsing.doc",
+    "rtf": "semantik.parsing.rtf",
+    "email": "semantik.parsing.email",
+    "csv": "semantik.parsing.csv",
 }
 
+# Formats that hold one document, which counts in their place: modules with
+# `unwrap(data: bytes, name: str) -> tuple[bytes, str]`, its content and name.
+_WRAPPERS = {"gzip": "semantik.parsing.gzip"}
+
 # Formats that begin with bytes of their own.
-_MAGIC: tuple[tuple[bytes, str], ...] = ()
+_MAGIC: tuple[tuple[bytes, str], ...] = ((b"{\\rtf", "rtf"), (b"\x1f\x8b", "gzip"))
 
 # Containers whose members decide: modules with `kind_of(data: bytes, name: str) -> str`, which raise
 # DocumentError for members that no format has.
-_CONTAINERS: tuple[tuple[bytes, str], ...] = ((b"PK\x03\x04", "semantik.parsing.archive"),)
+_CONTAINERS: tuple[tuple[bytes, str], ...] = (
+    (b"PK\x03\x04", "semantik.parsing.archive"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "semantik.parsing.ole"),
+)
 
 # Text whose format its content does not show.
 _NAMES = {
@@ -46,6 +56,11 @@ _NAMES = {
     ".xhtml": "html",
     ".md": "markdown",
     ".markdown": "markdown",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".tab": "csv",
+    ".eml": "email",
+    ".mbox": "email",
 }
 
 # Formats that their content always shows: a name that says otherwise is wrong, and the reader should know.
@@ -67,13 +82,11 @@ _BINARY = {
 # What to call the common formats that are not parsed, so that the reason names them.
 _UNSUPPORTED = (
     (b"PK\x05\x06", "zip archive"),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "old office document"),
-    (b"\x1f\x8b", "gzip"),
+    (b"\xdb\xa5-\x00", "Word 2 document"),
     (b"BZh", "bzip2"),
     (b"\xfd7zXZ\x00", "xz"),
     (b"(\xb5/\xfd", "zstd"),
     (b"7z\xbc\xaf\x27\x1c", "7z archive"),
-    (b"{\\rtf", "RTF"),
     (b"\x7fELF", "ELF program"),
     (b"\x89PNG\r\n", "PNG image"),
     (b"\xff\xd8\xff", "JPEG image"),
@@ -86,6 +99,9 @@ _HTML_START = re.compile(
     rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)[\s>]",
     re.IGNORECASE | re.DOTALL,
 )
+
+# A header of a mail, or the line that starts one in an mbox.
+_HEADER_START = re.compile(rb"From |[A-Za-z][!-9;-~]{1,80}:")
 
 # PDF readers accept the magic anywhere in the first kilobyte (ISO 32000-1, annex H.3.4.1, implementation note
 # 13).
@@ -116,6 +132,8 @@ def kind_of(data: bytes, name: str) -> str:
     # A byte order mark may stand before the first tag; UTF-16 documents are known by their name.
     if _HTML_START.match(head.removeprefix(b"\xef\xbb\xbf")):
         return "html"
+    if _HEADER_START.match(head) and import_module(KINDS["email"]).looks_like_email(head):
+        return "email"
     suffix = PurePath(name).suffix.lower()
     if suffix in _BINARY and data:
         raise DocumentError(f"not {_BINARY[suffix]}: named {suffix}, but the content is something else")
@@ -146,6 +164,8 @@ def parse_inner(data: bytes, name: str) -> tuple[str, Text]:
 
 def _parse(data: bytes, name: str) -> tuple[str, Text]:
     kind = kind_of(data, name)
+    if kind in _WRAPPERS:
+        return parse_inner(*import_module(_WRAPPERS[kind]).unwrap(data, name))
     result: Text = import_module(KINDS[kind]).parse(data)
     clean = _SURROGATE.sub("\ufffd", result.text.translate(_CLEAN) if "\x00" in result.text else result.text)
     sections = [
