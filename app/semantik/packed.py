@@ -1,0 +1,75 @@
+"""Linear layers with weights in the order in which this processor multiplies fastest, by oneDNN.
+
+torch's own layer leaves the order to each multiplication. The operators are those that torch's compiler puts
+in the place of a linear layer on a CPU; they need no compiler here.
+
+Imports torch: only for processes that load a model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Rows of a typical batch, for which oneDNN chooses the order; others are multiplied in it as well.
+_ROWS = 1_024
+
+
+class PackedLinear(torch.nn.Module):
+    """A linear layer for inference: (..., in) to (..., out), with exact GELU behind it where wanted."""
+
+    def __init__(self, layer: torch.nn.Linear, *, gelu: bool) -> None:
+        """Take over the weights of `layer`, float32 or bfloat16 on the CPU."""
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self._gelu = gelu
+        weight = layer.weight.detach().contiguous()
+        # No parameter: its memory has an order of its own, which saving or moving it would lose.
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+        self._bias = None if layer.bias is None else layer.bias.detach().contiguous()
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return the layer's output."""
+        activation, algorithm = ("gelu", "none") if self._gelu else ("none", "")
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(
+            states, self._packed, self._bias, activation, [], algorithm
+        )
+        return result
+
+
+class Packing:
+    """The linear layers of a network replaced in place, none without oneDNN; `undo` puts them back."""
+
+    def __init__(self, transformer: Any) -> None:
+        self._replaced: list[tuple[Any, str, Any]] = []
+        if not torch._C._has_mkldnn:
+            return
+        for module in list(transformer.modules()):
+            for name, layer in list(module.named_children()):
+                if type(layer) is torch.nn.Linear and layer.weight.dtype in (torch.float32, torch.bfloat16):
+                    gelu = name == "dense" and _exact_gelu(getattr(module, "intermediate_act_fn", None))
+                    if gelu:  # a BERT's intermediate layer
+                        self._replace(module, "intermediate_act_fn", torch.nn.Identity())
+                    self._replace(module, name, PackedLinear(layer, gelu=gelu))
+
+    def undo(self) -> None:
+        """Put back what was replaced."""
+        while self._replaced:
+            module, name, own = self._replaced.pop()
+            setattr(module, name, own)
+
+    def settle(self) -> None:
+        """Keep the replacement, and give the memory of what was replaced back."""
+        self._replaced.clear()
+
+    def _replace(self, module: Any, name: str, new: Any) -> None:
+        self._replaced.append((module, name, getattr(module, name)))
+        setattr(module, name, new)
+
+
+def _exact_gelu(activation: Any) -> bool:
+    if isinstance(activation, torch.nn.GELU):
+        return activation.approximate == "none"
+    return type(activation).__name__ == "GELUActivation"

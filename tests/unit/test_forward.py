@@ -1,0 +1,180 @@
+"""The pass without padding, against the network's own pass, for the architectures that people embed with."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from sentence_transformers import SentenceTransformer
+
+from semantik import forward as forward_module
+from semantik.forward import Forward, unpadded
+from semantik.packed import PackedLinear
+
+MODES = {"mean": "mean_tokens", "cls": "cls_token", "lasttoken": "lasttoken"}
+SMALL = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
+
+# name -> (configuration, pooling mode)
+NETWORKS: dict[str, tuple[Callable[[], Any], str]] = {
+    "bert": (lambda: transformers.BertConfig(**SMALL), "mean"),
+    "roberta": (lambda: transformers.RobertaConfig(**SMALL, max_position_embeddings=130), "cls"),
+    "xlm-roberta": (lambda: transformers.XLMRobertaConfig(**SMALL, vocab_size=30522), "mean"),
+    "modernbert": (
+        # A window of 8 tokens in two layers of three: shorter than the texts.
+        lambda: transformers.ModernBertConfig(
+            **SMALL, vocab_size=30522, local_attention=16, global_attn_every_n_layers=3, pad_token_id=0
+        ),
+        "mean",
+    ),
+    "qwen3": (
+        # Four heads share two of keys and values; the last token stands for the text.
+        lambda: transformers.Qwen3Config(**SMALL, vocab_size=30522, num_key_value_heads=2, head_dim=16),
+        "lasttoken",
+    ),
+}
+# Relative positions, and attention of its own: texts in one row would see each other.
+NOT_APART: dict[str, Callable[[], Any]] = {
+    "mpnet": lambda: transformers.MPNetConfig(**SMALL, vocab_size=30522),
+    "t5": lambda: transformers.T5Config(d_model=64, d_kv=16, num_layers=2, num_heads=4, d_ff=96),
+}
+
+
+@pytest.fixture
+def network(model_dir: Path, tmp_path: Path) -> Callable[..., SentenceTransformer]:
+    """Build a sentence-transformers network with random weights in a directory, and load it from there."""
+
+    def build(config: Any, mode: str = "mean") -> SentenceTransformer:
+        torch.manual_seed(5)
+        kind = transformers.T5EncoderModel if config.model_type == "t5" else transformers.AutoModel
+        own = (
+            kind.from_config(config)
+            if kind is transformers.AutoModel
+            else transformers.T5EncoderModel(config)
+        )
+        with torch.no_grad():
+            for weights in own.parameters():
+                if weights.ndim == 2:  # large enough that a mistake in attention shows
+                    weights.mul_(4)
+        own.save_pretrained(tmp_path)
+        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+            if (model_dir / name).exists():
+                (tmp_path / name).write_bytes((model_dir / name).read_bytes())
+        (tmp_path / "1_Pooling").mkdir()
+        pooling = {"word_embedding_dimension": 64, f"pooling_mode_{MODES[mode]}": True}
+        (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+        modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+        (tmp_path / "modules.json").write_text(
+            json.dumps(
+                [
+                    {"idx": at, "name": str(at), "path": path, "type": f"sentence_transformers.models.{name}"}
+                    for at, (path, name) in enumerate(modules)
+                ]
+            )
+        )
+        (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 128}))
+        loaded = SentenceTransformer(str(tmp_path), device="cpu", local_files_only=True)
+        return loaded.eval()
+
+    return build
+
+
+def texts_of(lengths: list[int]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(11)
+    return [torch.randint(1_000, 20_000, (length,), generator=generator) for length in lengths]
+
+
+def alone(network: SentenceTransformer, texts: list[torch.Tensor]) -> torch.Tensor:
+    with torch.inference_mode():
+        return torch.cat(
+            [
+                network({"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]})[
+                    "sentence_embedding"
+                ]
+                for ids in texts
+            ]
+        )
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_vectors_are_those_of_each_text_alone(name: str, network: Callable[..., SentenceTransformer]) -> None:
+    config, mode = NETWORKS[name]
+    built = network(config(), mode)
+    rng = random.Random(2)
+    lengths = sorted([*rng.choices(range(3, 100), k=9), 100, 100, 1], reverse=True)
+    texts = texts_of(lengths)
+    expected = alone(built, texts)
+    forward = unpadded(built, "cpu")
+    assert isinstance(forward, Forward)
+    found = forward(torch.cat(texts), lengths)
+    assert found.shape == (12, 64)
+    assert torch.allclose(found, expected, atol=2e-5)
+    # The same texts in another company: nothing of a neighbour gets in.
+    part = forward(torch.cat(texts[3:5]), lengths[3:5])
+    assert torch.allclose(part, expected[3:5], atol=2e-5)
+
+
+def test_outside_of_such_a_batch_the_network_is_what_it_was(
+    network: Callable[..., SentenceTransformer],
+) -> None:
+    built = network(NETWORKS["bert"][0]())
+    sentences = ["One short text.", "A much longer one, which pads the other by a good deal of tokens."]
+    expected = built.encode(sentences, convert_to_tensor=True)
+    assert unpadded(built, "cpu") is not None
+    assert torch.allclose(built.encode(sentences, convert_to_tensor=True), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NOT_APART)
+def test_a_network_that_mixes_texts_goes_the_padded_way(
+    name: str, network: Callable[..., SentenceTransformer]
+) -> None:
+    built = network(NOT_APART[name]())
+    sentences = ["One short text.", "A much longer one, which pads the other by a good deal of tokens."]
+    expected = built.encode(sentences, convert_to_tensor=True)
+    assert unpadded(built, "cpu") is None
+    assert torch.allclose(built.encode(sentences, convert_to_tensor=True), expected, atol=1e-5)
+
+
+def test_the_probe_sees_texts_that_look_at_each_other(
+    network: Callable[..., SentenceTransformer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attention of this module without its borders, as a network would have it that ignores them."""
+    built = network(NETWORKS["bert"][0]())
+
+    def borderless(query: Any, key: Any, value: Any, *_: object) -> Any:
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+
+    monkeypatch.setattr(forward_module, "_attend_cpu", borderless)
+    assert unpadded(built, "cpu") is None
+
+
+def test_linear_layers_are_packed_and_gelu_is_computed_with_them(
+    network: Callable[..., SentenceTransformer],
+) -> None:
+    built = network(NETWORKS["bert"][0]())
+    layer = built[0].auto_model.encoder.layer[0]
+    states = torch.randn(7, 64)
+    with torch.inference_mode():
+        expected = layer.intermediate(states)
+        unpadded(built, "cpu")
+        layer = built[0].auto_model.encoder.layer[0]
+        assert isinstance(layer.intermediate.dense, PackedLinear)
+        assert torch.allclose(layer.intermediate(states), expected, atol=1e-5)
+        assert torch.allclose(layer.intermediate(states[None]), expected[None], atol=1e-5)
+
+
+def test_bfloat16_on_the_cpu(network: Callable[..., SentenceTransformer]) -> None:
+    built = network(NETWORKS["bert"][0]())
+    lengths = [40, 31, 31, 9]
+    texts = texts_of(lengths)
+    expected = alone(built, texts)
+    forward = unpadded(built.to(torch.bfloat16), "cpu")
+    assert forward is not None
+    found = forward(torch.cat(texts), lengths)
+    assert found.dtype == torch.bfloat16
+    assert torch.nn.functional.cosine_similarity(found.float(), expected).min() > 0.99
