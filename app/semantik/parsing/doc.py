@@ -138,10 +138,10 @@ def _codec(stream: bytes, language: int) -> str:
         return _LANGUAGES[language & 0x3FF]
     first, last = struct.unpack_from("<2I", stream, _TEXT_6)
     sample = stream[first:last][:_SAMPLE_BYTES].translate(None, bytes(range(32)))
-    # More than every sixth letter beyond ASCII: no language of western Europe.
+    # More than every sixth letter beyond ASCII is no language of western Europe; a few letters tell nothing.
     foreign = len(sample) - len(sample.translate(None, _BEYOND_ASCII))
     letters = sum(sample.count(letter) for letter in _LETTERS) + foreign
-    return guess(sample) if foreign * 6 > letters else "cp1252"
+    return guess(sample) if foreign > 8 and foreign * 6 > letters else "cp1252"
 
 
 def _piece_table(stream: bytes, offset: int, size: int) -> Iterator[tuple[int, int, int]]:
