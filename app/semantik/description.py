@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +125,17 @@ def _revision(directory: Path) -> tuple[str, int]:
         total.update(f"{name}\0{content}\n".encode())
         size += files[name].stat().st_size
     return total.hexdigest(), size
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the description of a model directory as JSON."""
+    if len(arguments) != 1:
+        print("usage: python -m semantik.model DIR", file=sys.stderr)
+        return 2
+    try:
+        description = describe_model(Path(arguments[0]))
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(json.dumps(asdict(description)))
+    return 0

@@ -8,29 +8,30 @@ a directory without them.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from semantik import memory
-from semantik.description import ModelDescription, describe_model
+from semantik import device as device_module
+from semantik import memory, precision
+from semantik.description import ModelDescription, describe_model, main
 from semantik.exceptions import DeviceFull, SettingsError
 from semantik.logs import event
 from semantik.prompts import bare_tokenizer, document_prompt, wrapping
-from semantik.staging import DEPTH, Pending, staging
+from semantik.staging import DEPTH, Pending, Staging, staging
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
+    from semantik.forward import Forward
     from semantik.settings import Settings
 
 __all__ = ["Model", "ModelDescription", "Pending", "describe_model", "load_model", "main"]
@@ -78,6 +79,7 @@ class Model:
         self.prefix, self.suffix = wrapping(self.tokenizer, prompt)
         # Models that leave the prompt out of pooling need its length.
         self._prompt_length = len(self.prefix) if prompt else 0
+        self._forward: Forward | None = None
         self._staging = staging(device)
         self._turns = cycle(self._staging)
 
@@ -85,6 +87,12 @@ class Model:
         """Set the tokens per batch; out-of-memory lowers it for a while, and never raises it above this."""
         self.token_budget = self._full_budget = token_budget
         self._calm = 0
+
+    def unpad(self) -> None:
+        """Run batches without padding from now on, where this network and device can. Changes the network."""
+        from semantik.forward import unpadded
+
+        self._forward = unpadded(self._network, self.device, prompt_length=self._prompt_length)
 
     def start(self, batch: Sequence[NDArray[np.integer[Any]]]) -> Pending:
         """Begin to embed a batch and return without waiting for the device (a CPU is its own device).
@@ -123,35 +131,47 @@ class Model:
         import torch
 
         way = next(self._turns)
+        with torch.inference_mode():
+            vectors = self._flat(way, batch) if self._forward else self._padded(way, batch)
+            return way.fetch(vectors[:, : self.dim].float())
+
+    def _flat(self, way: Staging, batch: Sequence[NDArray[np.integer[Any]]]) -> torch.Tensor:
+        assert self._forward is not None
+        lengths = [len(ids) for ids in batch]
+        host = way.ids(sum(lengths))
+        np.concatenate(batch, out=host.numpy())
+        return self._forward(way.upload(host), lengths)
+
+    def _padded(self, way: Staging, batch: Sequence[NDArray[np.integer[Any]]]) -> torch.Tensor:
         longest = max(len(ids) for ids in batch)
         lengths = np.fromiter((len(ids) for ids in batch), dtype=np.int64, count=len(batch))[:, None]
         # Without padding there is nothing to mask, and attention takes its faster path.
         padded = bool((lengths < longest).any())
-        with torch.inference_mode():
-            host = way.ids((2 if padded else 1) * len(batch) * longest)
-            shape = (-1, len(batch), longest)
-            view = host.numpy().reshape(shape)
-            if padded:
-                columns = np.arange(longest)
-                filled = columns >= longest - lengths if self._pad_left else columns < lengths
-                view[0] = self._pad_id
-                view[1] = filled
-                view[0][filled] = np.concatenate(batch)
-            else:
-                np.stack(batch, out=view[0])
-            ids = way.upload(host).view(shape)
-            features: dict[str, Any] = {"input_ids": ids[0], "prompt_length": self._prompt_length}
-            if padded:
-                features["attention_mask"] = ids[1]
-            vectors = self._network(features)["sentence_embedding"]
-            return way.fetch(vectors[:, : self.dim].float())
+        host = way.ids((2 if padded else 1) * len(batch) * longest)
+        shape = (-1, len(batch), longest)
+        view = host.numpy().reshape(shape)
+        if padded:
+            columns = np.arange(longest)
+            filled = columns >= longest - lengths if self._pad_left else columns < lengths
+            view[0] = self._pad_id
+            view[1] = filled
+            view[0][filled] = np.concatenate(batch)
+        else:
+            np.stack(batch, out=view[0])
+        ids = way.upload(host).view(shape)
+        features: dict[str, Any] = {"input_ids": ids[0], "prompt_length": self._prompt_length}
+        if padded:
+            features["attention_mask"] = ids[1]
+        vectors: torch.Tensor = self._network(features)["sentence_embedding"]
+        return vectors
 
     def _in_less_memory(self, batch: Sequence[NDArray[np.integer[Any]]], reason: str) -> Pending:
         if (pending := self._alone(batch)) is not None:
             return pending
         if len(batch) > 1:
             self.oom_splits += 1
-            cost = len(batch) * max(len(ids) for ids in batch)
+            sizes = [len(ids) for ids in batch]
+            cost = sum(sizes) if self._forward else len(batch) * max(sizes)
             self.token_budget = min(self.token_budget, cost // 2)
             self._calm = 0
             event(
@@ -192,101 +212,78 @@ class Model:
 
 
 def load_model(settings: Settings) -> Model:
-    """Load the model of SEMANTIK_MODEL_DIR onto its device.
+    """Load the model of SEMANTIK_MODEL_DIR onto its device, in the precision that suits both.
 
-    Raises SettingsError when the directory holds no model, or the device asked for is not there.
+    Raises SettingsError when the directory holds no model, the device asked for is not there or too small, or
+    the precision asked for bends the vectors, DeviceFull when others hold the device's memory.
     """
     if not settings.model_dir:
         raise SettingsError("SEMANTIK_MODEL_DIR is not set: it names the model's directory")
     directory = Path(settings.model_dir)
     description = describe_model(directory)
-    _environment(settings)
+    device_module.environment(settings)
     import torch
     import transformers
-    from sentence_transformers import SentenceTransformer
 
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    device = _device(settings)
+    device = device_module.choose(settings)
     # Read by the tokenizer at its first batch. On a CPU the cores belong to the forward pass.
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if device == "cuda" else "false"
     if settings.threads > 0:
         torch.set_num_threads(settings.threads)
-    if device == "cuda" and settings.model_max_memory_gb > 0:
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, settings.model_max_memory_gb * 2**30 / total), 0)
+
+    def build(network: Any, chosen: str, where: str) -> Model:
+        return Model(
+            network,
+            description,
+            name=settings.model or description.name,
+            revision=settings.model_revision or description.revision,
+            device=where,
+            token_budget=settings.token_budget or TOKEN_BUDGETS[where],
+            precision=chosen,
+        )
+
+    limit = memory.cap(settings.model_max_memory_gb) if device == "cuda" else 0
+    try:
+        model = precision.settle(
+            lambda stored: _open(directory, description, stored),
+            build,
+            wanted=settings.precision,
+            device=device,
+            room=memory.room(limit) if device == "cuda" else None,
+        )
+    except RuntimeError as error:
+        if device == "cpu" or not memory.ran_out(error):
+            raise
+        raise memory.refusal(limit, error) from error
+    model.warm_up()
+    if device == "cuda" and not settings.token_budget:
+        memory.fit_budget(model, limit)
+    return model
+
+
+def _open(directory: Path, description: ModelDescription, precision: str) -> Any:
+    """Load the weights onto the CPU, in float32 or in the precision they are "stored" in."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
     try:
         network = SentenceTransformer(
-            str(directory), device=device, local_files_only=True, trust_remote_code=False
+            str(directory),
+            device="cpu",
+            local_files_only=True,
+            trust_remote_code=False,
+            model_kwargs={"dtype": "auto" if precision == "stored" else getattr(torch, precision)},
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise SettingsError(f"the model in {directory} cannot be loaded: {error}") from error
     network.eval()
-    if device == "cuda":
-        network.to(_half_precision(network))
     dim = network.get_embedding_dimension()
     if dim != description.dim:
         raise SettingsError(
             f"{directory}: its files promise {description.dim} dimensions, the model gives {dim}"
         )
-    model = Model(
-        network,
-        description,
-        name=settings.model or description.name,
-        revision=settings.model_revision or description.revision,
-        device=device,
-        token_budget=settings.token_budget or TOKEN_BUDGETS[device],
-        precision=str(network.dtype).removeprefix("torch."),
-    )
-    model.warm_up()
-    return model
-
-
-def _environment(settings: Settings) -> None:
-    """Set what torch and the tokenizer read when they are first imported."""
-    if settings.cuda_visible_devices:
-        os.environ["CUDA_VISIBLE_DEVICES"] = settings.cuda_visible_devices
-    # No look at a hub, ever: hosts have no internet, and a model is what the inventory pinned.
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["TRANSFORMERS_OFFLINE"] = "1"
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-
-
-def _device(settings: Settings) -> str:
-    import torch
-
-    if settings.device == "cpu":
-        return "cpu"
-    if torch.cuda.is_available():
-        return "cuda"
-    if settings.device == "auto":
-        return "cpu"
-    raise SettingsError(
-        f"SEMANTIK_DEVICE=cuda, but torch {torch.__version__} sees no GPU "
-        f"(CUDA_VISIBLE_DEVICES={settings.cuda_visible_devices!r}): is the driver loaded (nvidia-smi), "
-        "is this a CUDA build of torch, may this unit open /dev/nvidia*?"
-    )
-
-
-def _half_precision(network: Any) -> Any:
-    """Choose bfloat16 for a model that was trained in it (float16 overflows there), float16 for others."""
-    import torch
-
-    trained_in = getattr(network[0].auto_model.config, "dtype", None)
-    return torch.bfloat16 if trained_in == torch.bfloat16 else torch.float16
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Print the description of a model directory as JSON."""
-    if len(arguments) != 1:
-        print("usage: python -m semantik.model DIR", file=sys.stderr)
-        return 2
-    try:
-        description = describe_model(Path(arguments[0]))
-    except SettingsError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(json.dumps(asdict(description)))
-    return 0
+    return network
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ class Settings:
     model_revision: str = ""  # SEMANTIK_MODEL_REVISION
     model_dim: int = 0  # SEMANTIK_MODEL_DIM: so that the command needs no torch
     device: str = "auto"  # SEMANTIK_DEVICE: auto, cpu or cuda
+    precision: str = "auto"  # SEMANTIK_PRECISION: auto, float32, float16 or bfloat16
     key_prefix: str = "semantik:"  # SEMANTIK_KEY_PREFIX: of every Redis key; the ACL allows no other
     redis_ca: str = ""  # SEMANTIK_CA_FILE: verifies Redis (rediss://)
     lease_seconds: float = 60.0  # SEMANTIK_LEASE_SECONDS
@@ -46,7 +47,7 @@ class Settings:
     shards_per_slot: int = 2  # SEMANTIK_SHARDS_PER_SLOT: in Redis or running, per live slot
     chunk_tokens: int = 0  # SEMANTIK_CHUNK_TOKENS: 0 for the model's limit
     chunk_overlap: int = 32  # SEMANTIK_CHUNK_OVERLAP: tokens shared by neighbouring chunks
-    token_budget: int = 0  # SEMANTIK_TOKEN_BUDGET: per batch; 0 for the device's default
+    token_budget: int = 0  # SEMANTIK_TOKEN_BUDGET: per batch; 0 for what suits the device: measured on a GPU
     threads: int = 0  # SEMANTIK_THREADS: torch's intra-op threads on the CPU; 0 for torch's default
     parser_socket: str = ""  # SEMANTIK_PARSER_SOCKET: empty for an exec'd child
     parser_count: int = 2  # SEMANTIK_PARSER_COUNT: parsers a worker keeps busy
@@ -139,6 +140,8 @@ def convert(field: str, text: str) -> str | int | float:
         raise SettingsError(f"{variable(field)}={text!r}: a duration must be more than 0")
     if field == "device" and value not in ("auto", "cpu", "cuda"):
         raise SettingsError(f"{variable(field)}={text!r}: choose auto, cpu or cuda")
+    if field == "precision" and value not in ("auto", "float32", "float16", "bfloat16"):
+        raise SettingsError(f"{variable(field)}={text!r}: choose auto, float32, float16 or bfloat16")
     return value
 
 

@@ -244,7 +244,8 @@ def _start_model(child: Child, index: int) -> None:
     child.model = load_model(settings)
     event(
         log, "model loaded", model=child.model.name, revision=child.model.revision[:8],
-        device=child.model.device, gpu=settings.gpu_name or None, seconds=time.monotonic() - started,
+        device=child.model.device, precision=child.model.precision, gpu=settings.gpu_name or None,
+        seconds=time.monotonic() - started,
     )  # fmt: skip
     if child.slot is not None and child.keeper is not None:
         slot = child.slot

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import pytest
 
 # Before any test imports Ansible's modules: those replace sys.intern, which torch's compiler then refuses.
 import torch._dynamo  # noqa: F401
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fake_gpu import gpu  # noqa: F401 (a fixture)
 
 from semantik.model import Model, load_model
 from semantik.settings import Settings

@@ -15,10 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fake_gpu import FakeGpu
 
+from semantik import device
 from semantik import model as model_module
 from semantik.exceptions import SettingsError
 from semantik.model import Model, describe_model, load_model
+from semantik.precision import min_cosine
+from semantik.prompts import document_prompt
 from semantik.settings import Settings
 
 TEXTS = [
@@ -138,7 +142,7 @@ def test_settings_reach_torch(engine_settings: Settings, monkeypatch: pytest.Mon
     finally:
         torch.set_num_threads(before)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    model_module._environment(replace(engine_settings, cuda_visible_devices="GPU-4f3c"))
+    device.environment(replace(engine_settings, cuda_visible_devices="GPU-4f3c"))
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-4f3c"
 
 
@@ -146,33 +150,63 @@ def test_cuda_that_is_not_there_is_refused(
     engine_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert model_module._device(replace(engine_settings, device="auto")) == "cpu"
+    assert device.choose(replace(engine_settings, device="auto")) == "cpu"
     with pytest.raises(SettingsError, match=r"SEMANTIK_DEVICE=cuda, .* sees no GPU .*GPU-1"):
         load_model(replace(engine_settings, device="cuda", cuda_visible_devices="GPU-1"))
 
 
-def test_the_memory_cap_becomes_a_fraction_of_the_card(
-    engine_settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only torch's allocator is stood in for; its call stops the load, which needs a GPU."""
-
-    class Capped(Exception):
-        pass
-
-    def cap(fraction: float, device: int) -> None:
-        raise Capped(fraction, device)
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 * 2**30)
+def test_documents_take_the_prompt_that_encode_document_takes(model: Model) -> None:
+    """`passage` and `corpus` are names that models use too, and a default comes last."""
+    network = SimpleNamespace(
+        prompts={"corpus": "c: ", "passage": "p: ", "query": "q: "}, default_prompt_name="query"
     )
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", cap)
-    with pytest.raises(Capped) as caught:
-        load_model(replace(engine_settings, device="cuda", model_max_memory_gb=20.0))
-    assert caught.value.args == (0.25, 0)
+    assert document_prompt(network) == "p: "
+    network.prompts = {"query": "q: "}
+    assert document_prompt(network) == "q: "
+    network.default_prompt_name = None
+    assert document_prompt(network) == ""
 
 
-def test_half_precision_follows_the_model(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert model_module._half_precision(model._network) == torch.float16
-    monkeypatch.setattr(model._network[0].auto_model.config, "dtype", torch.bfloat16)
-    assert model_module._half_precision(model._network) == torch.bfloat16
+def on_gpu(settings: Settings, **changes: Any) -> Model:
+    """The model on the stand-in, in float32 and without a measured budget, to be compared with the CPU's."""
+    return load_model(
+        replace(settings, **{"device": "cuda", "precision": "float32", "token_budget": 1000} | changes)
+    )
+
+
+def test_batches_are_in_flight_until_their_results_are_asked_for(
+    model: Model, engine_settings: Settings, gpu: FakeGpu
+) -> None:
+    fast = on_gpu(engine_settings)
+    assert (model.depth, fast.depth) == (1, 3)
+    batches = [[ids_of(model, text), ids_of(model, text[:20])] for text in TEXTS]
+    waited = gpu.waited
+    pending = [fast.start(batch) for batch in batches]
+    assert gpu.waited == waited
+    for batch, one in zip(reversed(batches), reversed(pending), strict=True):
+        np.testing.assert_allclose(one.result(), model.embed_ids(batch), atol=2e-6)
+        np.testing.assert_array_equal(one.result(), one.result())
+    assert gpu.waited == waited + 3
+
+
+def test_more_batches_than_buffers_and_one_that_nobody_asks_for(
+    model: Model, engine_settings: Settings, gpu: FakeGpu
+) -> None:
+    """Host memory of a batch is used again by a later one: never before its vectors are out of it."""
+    fast = on_gpu(engine_settings)
+    batches = [[ids_of(model, f"{text} {number}")] for number in range(5) for text in TEXTS]
+    pending = [fast.start(batch) for batch in batches]
+    del pending[1]
+    buffers = gpu.pinned
+    for batch, one in zip(batches[:1] + batches[2:], pending, strict=True):
+        np.testing.assert_allclose(one.result(), model.embed_ids(batch), atol=2e-6)
+    for batch in batches:
+        fast.embed_ids(batch)
+    assert gpu.pinned == buffers
+
+
+def test_questions_on_a_gpu(model: Model, engine_settings: Settings, gpu: FakeGpu) -> None:
+    fast = on_gpu(engine_settings, precision="bfloat16")
+    question = fast.embed_question(TEXTS[1])
+    assert question.dtype == np.float32
+    assert min_cosine(question[None], model.embed_question(TEXTS[1])[None]) > 0.999

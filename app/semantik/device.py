@@ -1,0 +1,38 @@
+"""The device that this process computes on."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from semantik.exceptions import SettingsError
+
+if TYPE_CHECKING:
+    from semantik.settings import Settings
+
+
+def environment(settings: Settings) -> None:
+    """Set what torch and the tokenizer read when they are first imported."""
+    if settings.cuda_visible_devices:
+        os.environ["CUDA_VISIBLE_DEVICES"] = settings.cuda_visible_devices
+    # No look at a hub, ever: hosts have no internet, and a model is what the inventory pinned.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["TRANSFORMERS_OFFLINE"] = "1"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+
+def choose(settings: Settings) -> str:
+    """Return "cpu" or "cuda". Raises SettingsError when a GPU is asked for and torch sees none."""
+    import torch
+
+    if settings.device == "cpu":
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    if settings.device == "auto":
+        return "cpu"
+    raise SettingsError(
+        f"SEMANTIK_DEVICE=cuda, but torch {torch.__version__} sees no GPU "
+        f"(CUDA_VISIBLE_DEVICES={settings.cuda_visible_devices!r}): is the driver loaded (nvidia-smi), "
+        "is this a CUDA build of torch, may this unit open /dev/nvidia*?"
+    )
