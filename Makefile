@@ -58,6 +58,10 @@ test: ## Everything: linters, unit, integration and molecule tests
 	$(MAKE) --no-print-directory molecule
 	echo "make test: all passed in $$((SECONDS - begin)) s"
 
+.PHONY: bench
+bench: setup ## Measure this engine beside what others use (QUICK=1: a few minutes, not for figures)
+	@bench/bench $(if $(QUICK),--quick) $(BENCH)
+
 .PHONY: demo
 demo: root setup ## Build a three-host cluster on this machine, embed real documents, search them
 	@lab/demo up
