@@ -85,8 +85,8 @@ def test_headings_footnotes_and_comments_are_sections() -> None:
         (rb"{\rtf1 cut {\b off", "cut off", "ends early: 2 groups are left open"),
         (rb"{\rtf1 done} and more", "done", None),
         (
-            rb"{\rtf1 a\'zzb\u99999999 ?c\uc-5 d\bin-5 e\'e",
-            "azzb\ufffdcdee",
+            rb"{\rtf1 a\'zzb\u99999999 ?\u-99999999 ?c\uc-5 d\bin-5 e\'e",
+            "azzb\ufffd\ufffdcdee",
             "ends early: 1 groups are left open",
         ),
         (b"{\\rtf1 a\x00b\\", "a b", "ends early: 1 groups are left open"),

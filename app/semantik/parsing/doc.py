@@ -222,9 +222,10 @@ class _Writer:
                 else:
                     self._text(mark, position)
                 self._before = mark
-            position += width * len(mark)
-            if width == 2 and not mark.isascii():
-                position += 2 * sum(character > "\uffff" for character in mark)
+            if width == 1 or mark.isascii():
+                position += width * len(mark)
+            else:  # characters beyond U+FFFF take four bytes
+                position += len(mark.encode("utf-16-le", "surrogatepass"))
 
     def _field(self, mark: str) -> None:
         if not self.fields:

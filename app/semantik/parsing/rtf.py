@@ -273,7 +273,7 @@ class _Reader:
         if not self._visible:
             return
         code = value + 0x10000 if value < 0 else value
-        self._character(chr(code) if code <= 0x10FFFF else "\ufffd")
+        self._character(chr(code) if 0 <= code <= 0x10FFFF else "\ufffd")
 
     def _character(self, character: str) -> None:
         if not self._visible or not character:

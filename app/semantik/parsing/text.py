@@ -22,7 +22,6 @@ _MARKS = (
 # Control characters that text does not hold: all but tab, line ends, form feed, backspace and escape; NUL is
 # apart.
 _CONTROL = bytes(set(range(1, 32)) - set(b"\t\n\r\x0b\x0c\x08\x1b"))
-_NOT_ASCII = re.compile("[\x80-\U0010ffff]")
 _ASIAN = re.compile("[\n\r -~\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7af\uff00-\uffef]")
 
 # UTF-16's surrogates, each written as three bytes: CESU-8 where they come in pairs, WTF-8 where they do not.
@@ -119,15 +118,21 @@ def _decode(data: bytes, hint: str | None) -> str:
         return data.decode(encoding, "replace")
     try:
         return data.decode("utf-8")
-    except UnicodeDecodeError:
-        whole = _SURROGATES.sub(_whole, data)
-    try:
-        return whole.decode("utf-8")
-    except UnicodeDecodeError:
-        text = whole.decode("utf-8", "replace")
-    if _sound(text, 3):
-        return text
+    except UnicodeDecodeError as error:
+        first = max(0, error.start - _SAMPLE_BYTES // 2)
+    if _damaged_utf8(data[first : first + _SAMPLE_BYTES]):
+        return _SURROGATES.sub(_whole, data).decode("utf-8", "replace")
     return data.decode(guess(data), "replace")
+
+
+def _damaged_utf8(sample: bytes) -> bool:
+    """Say whether bytes that are no UTF-8 are damaged UTF-8 or have surrogates in it, and no other encoding."""
+    whole = _SURROGATES.sub(_whole, sample)
+    try:
+        whole.decode("utf-8")
+    except UnicodeDecodeError:
+        return _sound(whole.decode("utf-8", "replace"), 3)
+    return True
 
 
 def _as_said(data: bytes, hint: str) -> str | None:
@@ -147,7 +152,8 @@ def _sound(text: str, share: int) -> bool:
 
     Damaged UTF-8 has more whole sequences than broken ones; Latin-1 read as UTF-8 has nearly none.
     """
-    return sum(1 for _ in _NOT_ASCII.finditer(text)) >= share * text.count("\ufffd")
+    beyond_ascii = len(text) - len(text.encode("ascii", "ignore"))
+    return beyond_ascii >= share * text.count("\ufffd")
 
 
 def _whole(surrogates: re.Match[bytes]) -> bytes:
