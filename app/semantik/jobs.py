@@ -160,6 +160,13 @@ def failures(connection: Connection, job_id: UUID | str) -> list[Failure]:
         return cursor.execute(query("jobs.failures"), {"job": str(job_id)}).fetchall()
 
 
+def waits(connection: Connection, job_id: UUID | str) -> tuple[float, dict[str, float]]:
+    """Return the seconds of work in all finished shards, and those that each stage waited."""
+    rows = connection.execute(query("jobs.waits"), {"job": str(job_id)}).fetchall()
+    stages = {str(stage): float(seconds) for stage, seconds in rows if stage is not None}
+    return sum(float(seconds) for stage, seconds in rows if stage is None), stages
+
+
 def cancel(connection: Connection, job_id: UUID | str) -> Job:
     """Stop the job; its fences rise, so no late commit lands. Raises NotFound, Refused when it has ended."""
     job = get(connection, job_id)

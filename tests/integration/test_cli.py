@@ -49,6 +49,13 @@ def test_submit_watch_search_show_and_drop(cluster: Cluster, tmp_path: Path) -> 
     shown = ask(cluster, "show", job[:8])
     assert (shown["job"]["id"], shown["job"]["state"], shown["failures"]) == (job, "completed", [])
     assert shown["progress"]["chunks"] == 2
+    assert shown["worked"] > 0
+    assert set(shown["waits"]) == {"parse_out", "chunk_in", "chunk_out", "forward_in", "write"}
+    said = run(cluster, "show", job).stdout
+    assert ", 0 truncated\n" in said
+    assert "waited:     the model for chunks " in said
+    # Two documents take no time: what is slow is that they come.
+    assert "slowest: " in said
 
     assert [c["documents"] for c in ask(cluster, "collections") if c["name"] == "subjects"] == [2]
     assert "subjects" in run(cluster, "collections", "list").stdout

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from semantik.cli import waits as waiting
 from semantik.cli.output import (
     duration,
     emit,
@@ -211,8 +212,9 @@ def show(job: str, everything: bool) -> None:
         found = records.get(connection, job)
         progress = records.progress(connection, found.id)
         failures = records.failures(connection, found.id)
+        worked, waits = records.waits(connection, found.id)
     if wants_json():
-        emit({"job": found, "progress": progress, "failures": failures})
+        emit({"job": found, "progress": progress, "failures": failures, "worked": worked, "waits": waits})
         return
     lines = [
         ("job", found.id),
@@ -231,11 +233,18 @@ def show(job: str, everything: bool) -> None:
     if found.planned:
         lines.append(("documents", outcome(progress)))
         lines.append(("unchanged", f"{number(found.unchanged)} of {number(found.listed)} under the URI"))
-        lines.append(("chunks", f"{number(progress.chunks)}, {plural(progress.tokens, 'token')}"))
+        truncated = f"{number(progress.truncated_tokens)} truncated"
+        lines.append(
+            ("chunks", f"{number(progress.chunks)}, {plural(progress.tokens, 'token')}, {truncated}")
+        )
+    if waits:
+        lines.append(("worked", f"{duration(worked)} in all shards together"))
+        lines.append(("waited", waiting.waited(waits, "the database")))
+        lines += [("", words) for words in waiting.advice(waits, worked)]
     if progress.error:
         lines.append(("reason", progress.error))
     for title, text in lines:
-        click.echo(f"{title + ':':<12}{printable(text)}")
+        click.echo(f"{title + ':' if title else '':<12}{printable(text)}")
     if not failures:
         return
     click.echo(f"\n{plural(len(failures), 'document')} failed:")

@@ -26,6 +26,15 @@ ORDER BY j.created_at, j.id
 -- name: failures
 SELECT uri, error FROM job_documents WHERE job_id = %(job)s AND outcome = 'failed' ORDER BY uri
 
+-- name: waits
+-- Of all finished shards together, seconds: NULL for the work itself, else by the stage that waited.
+SELECT NULL AS stage, sum(extract(epoch FROM finished_at - started_at))::float8 AS seconds
+FROM shards WHERE job_id = %(job)s AND state = 'done' AND waits IS NOT NULL
+HAVING count(*) > 0
+UNION ALL
+SELECT stage, sum(seconds::float8) FROM shards, jsonb_each_text(waits) AS each (stage, seconds)
+WHERE job_id = %(job)s AND state = 'done' GROUP BY stage;
+
 -- name: cancel
 UPDATE jobs
 SET state = 'cancelled', finished_at = now(), fence = fence + 1, lease_until = NULL
