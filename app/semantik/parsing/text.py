@@ -126,7 +126,7 @@ def _decode(data: bytes, hint: str | None) -> str:
 
 
 def _damaged_utf8(sample: bytes) -> bool:
-    """Say whether bytes that are no UTF-8 are damaged UTF-8 or have surrogates in it, and no other encoding."""
+    """Say whether bytes that are no UTF-8 are damaged UTF-8, or hold surrogates, and no other encoding."""
     whole = _SURROGATES.sub(_whole, sample)
     try:
         whole.decode("utf-8")
