@@ -34,7 +34,7 @@ def kind_of(data: bytes, name: str) -> str:  # noqa: ARG001 - the content says i
                 if kind:
                     return kind
                 raise DocumentError(reason)
-    raise DocumentError("unsupported type: OLE compound file")
+    raise DocumentError("unsupported type: OLE compound file of no known kind, or too damaged to tell")
 
 
 @contextmanager
