@@ -155,7 +155,8 @@ class _Run:
             self._pool.sort(key=lambda entry: len(entry[1].ids))
             # While more is to come, what does not fill a batch waits for company of its length.
             keep_rest = more and border is None
-            for batch in _batches(self._pool, self._model.token_budget, keep_rest=keep_rest):
+            pack = _batches if self._model.pads else _flat_batches
+            for batch in pack(self._pool, self._model.token_budget, keep_rest=keep_rest):
                 yield from self._given(self._start(batch))
             self._pooled = sum(len(chunk.ids) for _, chunk in self._pool)
             if not keep_rest:
@@ -207,7 +208,8 @@ class _Run:
         stats.chunks += len(batch)
         tokens = sum(len(chunk.ids) for _, chunk in batch)
         stats.tokens += tokens
-        stats.padding_tokens += len(batch) * max(len(chunk.ids) for _, chunk in batch) - tokens
+        if self._model.pads:
+            stats.padding_tokens += len(batch) * max(len(chunk.ids) for _, chunk in batch) - tokens
         stats.oom_splits = self._model.oom_splits - self._splits
         stats._batches.pop(0)
         for (key, chunk), vector in zip(batch, vectors, strict=True):
@@ -250,6 +252,21 @@ def _batches(pool: Batch, budget: int, *, keep_rest: bool) -> Iterator[Batch]:
         enough = budget // (4 * longest)
         while count > max(1, enough) and 4 * len(pool[-count][1].ids) < 3 * longest:
             count -= 1
+        batch = pool[-count:]
+        del pool[-count:]
+        yield batch
+
+
+def _flat_batches(pool: Batch, budget: int, *, keep_rest: bool) -> Iterator[Batch]:
+    """As `_batches`, where nothing is padded: up to `budget` tokens of texts alike in length."""
+    while pool:
+        tokens = count = 0
+        while count < len(pool) and tokens + len(pool[-count - 1][1].ids) <= budget:
+            count += 1
+            tokens += len(pool[-count][1].ids)
+        if keep_rest and count == len(pool):
+            return
+        count = max(1, count)
         batch = pool[-count:]
         del pool[-count:]
         yield batch

@@ -94,6 +94,11 @@ class Model:
 
         self._forward = unpadded(self._network, self.device, prompt_length=self._prompt_length)
 
+    @property
+    def pads(self) -> bool:
+        """Whether a batch is computed as wide as its longest text."""
+        return self._forward is None
+
     def start(self, batch: Sequence[NDArray[np.integer[Any]]]) -> Pending:
         """Begin to embed a batch and return without waiting for the device (a CPU is its own device).
 
@@ -171,7 +176,7 @@ class Model:
         if len(batch) > 1:
             self.oom_splits += 1
             sizes = [len(ids) for ids in batch]
-            cost = sum(sizes) if self._forward else len(batch) * max(sizes)
+            cost = len(batch) * max(sizes) if self.pads else sum(sizes)
             self.token_budget = min(self.token_budget, cost // 2)
             self._calm = 0
             event(

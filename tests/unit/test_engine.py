@@ -19,7 +19,7 @@ import pytest
 
 from semantik.channel import Channel, Closed, Empty, Ordered
 from semantik.chunking import Chunk
-from semantik.engine import Engine, Finished, Mark, Row, Source, Stopped, _batches
+from semantik.engine import Engine, Finished, Mark, Row, Source, Stopped, _batches, _flat_batches
 from semantik.exceptions import DocumentError, ParserUnavailable
 from semantik.model import Model, Pending
 from semantik.settings import Settings
@@ -139,7 +139,7 @@ def test_batches_keep_to_the_budget_and_name_their_documents(
     begin = model.start
 
     def measured(batch: list[np.ndarray]) -> Pending:  # type: ignore[type-arg]
-        sizes.append(len(batch) * max(len(ids) for ids in batch))
+        sizes.append(sum(len(ids) for ids in batch))
         return begin(batch)
 
     monkeypatch.setattr(model, "start", measured)
@@ -213,6 +213,24 @@ def test_packing_by_length_leaves_little_padding() -> None:
     assert sum(paid) < 1.06 * sum(lengths)
     # A chunk longer than the budget runs alone.
     assert [len(batch) for batch in _batches([(0, pool[-1][1])], 100, keep_rest=True)] == [1]
+
+
+def test_batches_without_padding_are_as_large_as_the_budget_allows() -> None:
+    lengths = random.Random(7).choices(range(8, 257), k=400)
+    pool = [(key, Chunk(0, 0, "", None, np.zeros(length, np.int64))) for key, length in enumerate(lengths)]
+    pool.sort(key=lambda entry: len(entry[1].ids))
+    kept = list(pool)
+    full = list(_flat_batches(kept, 2_048, keep_rest=True))
+    left = sum(len(chunk.ids) for _, chunk in kept)
+    assert 0 < left <= 2_048, "what does not fill a batch waits"
+    sizes = [sum(len(chunk.ids) for _, chunk in batch) for batch in full]
+    assert max(sizes) <= 2_048
+    assert min(sizes) > 2_048 - 256
+    rest = list(_flat_batches(kept, 2_048, keep_rest=False))
+    assert [len(batch) for batch in rest] == [len(pool) - sum(len(batch) for batch in full)]
+    assert sorted(key for batch in full + rest for key, _ in batch) == list(range(400))
+    # A chunk longer than the budget runs alone, also at the end.
+    assert [len(batch) for batch in _flat_batches([(0, pool[-1][1])] * 2, 100, keep_rest=True)] == [1, 1]
 
 
 def test_unchanged_documents_are_skipped(model: Model, engine_settings: Settings, corpus: list[Path]) -> None:
