@@ -78,6 +78,10 @@ demo-down: root ## Remove the demo's hosts and documents; downloaded packages st
 check: root setup ## Ask every part of the demo's cluster whether it works, each GPU slot included
 	@lab/demo check
 
+.PHONY: bench-gpu
+bench-gpu: ## Measure the forward path on this machine's GPU; needs torch for CUDA, sentence-transformers, no network
+	@PYTHONPATH=app python3 bench/gpu.py
+
 .PHONY: clean
 clean: ## Remove what was built in this directory, except .venv and secrets
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .ansible
