@@ -45,6 +45,10 @@ test-unit: setup-tests ## Run the tests that need nothing but Python
 test-integration: setup-tests ## Run the tests that start a Redis and a PostgreSQL of their own
 	@pytest tests/integration
 
+.PHONY: hostile
+hostile: setup-tests ## Embed documents that nobody means well with, and show what becomes of each
+	@PYTHONPATH=app:tests python -m hostile
+
 .PHONY: molecule
 molecule: setup-tests root ## Run the molecule default scenario: a cluster in a lab of its own, made, tested, destroyed
 	@molecule test --scenario-name default

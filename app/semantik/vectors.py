@@ -127,6 +127,8 @@ def write(file: IO[bytes], tables: Iterable[pa.Table], dim: int, header: dict[st
     with writer:
         for some in regrouped(tables):
             writer.write_table(some, row_group_size=ROW_GROUP)
+            # Arrow's allocator keeps what was freed, and a little more each time.
+            pa.default_memory_pool().release_unused()
 
 
 def regrouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
