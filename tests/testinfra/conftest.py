@@ -6,6 +6,7 @@ Molecule passes its own inventory; by hand it is
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -19,12 +20,12 @@ JOURNAL_LINES = 40
 SHARED = "/srv/documents"
 #: Runs on the control host: one command for all files, readable by the services.
 WRITE = """
-import json, os, pathlib, sys
+import base64, json, os, pathlib, sys
 folder, files, repeat = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
 os.umask(0o022)
 folder.mkdir(parents=True, exist_ok=True)
-for name, text in files.items():
-    (folder / name).write_text(text * repeat)
+for name, content in files.items():
+    (folder / name).write_bytes(base64.b64decode(content) * repeat)
 """
 
 
@@ -57,12 +58,16 @@ def operator(cluster: Cluster) -> Iterator[Operator]:
 
 @pytest.fixture
 def documents(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Callable[..., str]]:
-    """Return a function that writes texts, each `repeat` times, into a shared folder and returns its URI."""
+    """Return a function that writes files, each `repeat` times, into a shared folder and returns its URI."""
     folder = f"{SHARED}/test-{request.node.name.replace('[', '-').replace(']', '')[:60]}"
     cluster.control.check_output("rm -rf %s", folder)
 
-    def put(files: dict[str, str], repeat: int = 1) -> str:
-        cluster.control.check_output("python3 -c %s %s %s %s", WRITE, folder, json.dumps(files), str(repeat))
+    def put(files: dict[str, str | bytes], repeat: int = 1) -> str:
+        coded = {
+            name: base64.b64encode(content.encode() if isinstance(content, str) else content).decode()
+            for name, content in files.items()
+        }
+        cluster.control.check_output("python3 -c %s %s %s %s", WRITE, folder, json.dumps(coded), str(repeat))
         return folder
 
     yield put
