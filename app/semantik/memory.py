@@ -121,6 +121,7 @@ class Point:
 def fit_budget(model: Model, limit: int) -> None:
     """Measure how memory and speed follow the token budget, and set the model's (GPU only)."""
     started = time.monotonic()
+    release(model.device)  # what the checks before left lies in pieces
     space = room(limit)
     points = curve(model, space)
     model.allow(choose(points, space, least=model.max_tokens))
