@@ -1,4 +1,4 @@
-"""Run bench/chunking.py on the documents: the chunker's rate against the bare tokenizer's, and equal ids."""
+"""Run `chunking.measure` on the documents: the chunker's rate against the bare tokenizer's, and equal ids."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from pathlib import Path
 
 def main() -> None:
     """Read {documents, environment, model} from standard input, print what was measured."""
-    import chunking
-
     from semantik.settings import load
+    from semantik_bench import chunking
     from semantik_bench.prepare import parsed
 
     request = json.load(sys.stdin)

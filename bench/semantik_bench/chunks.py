@@ -18,7 +18,7 @@ def prepare(place: Place, short_tokens: int) -> dict[str, Any]:
 
 
 def against_tokenizer(place: Place) -> dict[str, Any]:
-    """Return what bench/chunking.py measures on the same documents."""
+    """Return what `chunking.measure` says on the same documents."""
     return _run("semantik_bench.chunk_rate", place, {})
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from semantik_bench import chunks, documents, memory, report
@@ -37,7 +41,8 @@ def main() -> int:
         print(f"[{time.monotonic() - begin:5.0f} s] {text}", file=sys.stderr, flush=True)
 
     try:
-        result = measure(arguments, say)
+        with alone(BUILD):
+            result = measure(arguments, say)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -46,6 +51,18 @@ def main() -> int:
     print("\n".join(report.lines(result)))
     say(f"written to {BUILD / 'bench.json'} and {BUILD / 'bench.md'}")
     return 0
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the only place that there is. Raises BenchError while another bench does: both would be wrong."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "bench.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BenchError("another bench is running here: wait for it, or stop it") from None
+        yield
 
 
 def measure(arguments: argparse.Namespace, say: Any) -> dict[str, Any]:

@@ -28,7 +28,7 @@ QUICK = (
     "debian-policy/menu-policy.txt",
 )
 # Ranks by size, largest first, of the documents that the quick memory test takes.
-_QUICK_RANKS = (40, 80)
+_QUICK_RANKS = (60, 100)
 
 
 def corpus() -> Path:

@@ -127,16 +127,18 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
                 f"to the last commit {one['worker_seconds']:.1f} s, {one['shards']} shards"
             )
     yield ""
-    figures = [[name, _figure(value)] for name, value in result.items() if name in result["headlines"]]
+    figures = [[name, _figure(name, result[name])] for name in result["headlines"]]
     yield from stats.markdown(("figure", "value"), figures)
     for note in result["notes"]:
         yield f"- {note}"
 
 
-def _figure(value: Any) -> str:
+def _figure(name: str, value: Any) -> str:
     if value is None:
         return "not measured"
-    return f"{value:.7f}".rstrip("0") if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.7f}" if "cosine" in name else f"{value:.3f}"
+    return str(value)
 
 
 def machine(threads: int) -> dict[str, Any]:

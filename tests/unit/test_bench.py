@@ -252,6 +252,25 @@ def test_closing_leaves_no_process(worker: Any) -> None:
     assert processes._stat(pid) == []
 
 
+def test_a_stopped_contender_does_not_outlive_the_bench(worker: Any, tmp_path: Path) -> None:
+    made = worker()
+    script = (
+        "import json, os, sys; from pathlib import Path; from semantik_bench.processes import Worker; "
+        "made = Worker(*json.loads(sys.argv[1]), Path(sys.argv[2])); made.start(); made.run({}); "
+        "print(made._process.pid, flush=True); os._exit(0)"
+    )
+    arguments = json.dumps([list(made.command), made.settings, made.environment])
+    done = subprocess.run(
+        [sys.executable, "-c", script, arguments, str(tmp_path / "log")],
+        env=made.environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    pid = int(done.stdout)
+    deadline = time.monotonic() + 20
+    while processes._stat(pid)[:1] not in ([], ["Z"]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes._stat(pid)[:1] in ([], ["Z"])
+
+
 def test_a_tree_knows_its_grandchildren() -> None:
     command = [sys.executable, "-c", "import subprocess, sys; subprocess.run(['sleep', '30'])"]
     process = subprocess.Popen(command)

@@ -33,6 +33,7 @@ def load(settings: Answer) -> Callable[[Answer], tuple[Any, Answer]]:
 def _run(model: Any, some: list[np.ndarray]) -> tuple[Any, Answer]:
     from semantik import engine
 
+    pack = engine._batches if model.pads else engine._flat_batches
     vectors = np.empty((len(some), model.dim), dtype=np.float32)
     counts = {"model_tokens": 0, "batches": 0}
     under_way: list[tuple[list[int], Any]] = []
@@ -43,18 +44,23 @@ def _run(model: Any, some: list[np.ndarray]) -> tuple[Any, Answer]:
 
     def work() -> None:
         pool: list[tuple[int, _Ready]] = []
+        pooled = 0
         for at, own in enumerate(some):
             pool.append((at, _Ready(own)))
+            pooled += len(own)
             more = at + 1 < len(some)
-            if more and sum(len(one.ids) for _, one in pool) < engine._POOL_BATCHES * model.token_budget:
+            if more and pooled < engine._POOL_BATCHES * model.token_budget:
                 continue
             pool.sort(key=lambda entry: len(entry[1].ids))
-            for batch in engine._batches(pool, model.token_budget, keep_rest=more):
-                under_way.append(([row for row, _ in batch], model.start([one.ids for _, one in batch])))
+            for batch in pack(pool, model.token_budget, keep_rest=more):
+                rows = [row for row, _ in batch]
+                under_way.append((rows, model.start([one.ids for _, one in batch])))
                 counts["batches"] += 1
-                counts["model_tokens"] += len(batch) * max(len(one.ids) for _, one in batch)
+                lengths = [len(one.ids) for _, one in batch]
+                counts["model_tokens"] += len(batch) * max(lengths) if model.pads else sum(lengths)
                 while len(under_way) >= model.depth:
                     collect()
+            pooled = sum(len(one.ids) for _, one in pool)
         while under_way:
             collect()
 

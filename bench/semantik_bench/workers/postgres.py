@@ -7,6 +7,7 @@ the tests' short ones, and with fsync on.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import tempfile
@@ -23,8 +24,11 @@ ROOT = Path(__file__).resolve().parents[3]
 _JOB_SECONDS = 1800.0
 
 
-def load(settings: Answer) -> Callable[[Answer], tuple[Any, Answer]]:
-    """Start PostgreSQL, Redis, scheduler, planner and one worker; each run is a job into a new collection."""
+def load(ends: contextlib.ExitStack, settings: Answer) -> Callable[[Answer], tuple[Any, Answer]]:
+    """Start PostgreSQL, Redis, scheduler, planner and one worker; each run is a job into a new collection.
+
+    `ends` stops them all.
+    """
     sys.path.append(str(ROOT / "tests" / "integration"))
     from cluster import FAST, Cluster
     from services import Services, clear_left_over, tree
@@ -40,7 +44,6 @@ def load(settings: Answer) -> Callable[[Answer], tuple[Any, Answer]]:
             ours = {name: value for name, value in super().environment(role).items() if name not in fast}
             return {**ours, **more}
 
-    ends = contextlib.ExitStack()
     directory = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="semantik-bench-")))
     root = tree()
     clear_left_over(root)
@@ -64,8 +67,6 @@ def load(settings: Answer) -> Callable[[Answer], tuple[Any, Answer]]:
     cluster.start_planner()
     cluster.start_worker(0)
     cluster.wait_live(least=1)
-    # Left open until the process ends: `serve` returns when there are no more requests.
-    load.ends = ends  # type: ignore[attr-defined]
     number = 0
 
     def run(request: Answer) -> tuple[Any, Answer]:
@@ -124,8 +125,5 @@ def _vectors(cluster: Any, settings: Answer, profile: str, collection: str) -> n
 
 
 if __name__ == "__main__":
-    try:
-        serve(load)
-    finally:
-        if ends := getattr(load, "ends", None):
-            ends.close()
+    with contextlib.ExitStack() as stack:
+        serve(functools.partial(load, stack))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -57,9 +59,12 @@ def serve(load: Callable[[Answer], Callable[[Answer], tuple[Any, Answer]]]) -> N
         answers.write(json.dumps(facts) + "\n")
         answers.flush()
 
+    settings = json.loads(sys.stdin.readline())
+    if settings.get("pausable", True):
+        _die_with_parent()
     begin = time.monotonic()
     try:
-        run = load(json.loads(sys.stdin.readline()))
+        run = load(settings)
     except Exception as error:
         answer({"error": _sentence(error)})
         raise
@@ -74,6 +79,12 @@ def serve(load: Callable[[Answer], Callable[[Answer], tuple[Any, Answer]]]) -> N
         except Exception as error:
             answer({"error": _sentence(error)})
             raise
+
+
+def _die_with_parent() -> None:
+    """Be killed when the bench is: a stopped process would never see that its input has ended."""
+    pr_set_pdeathsig = 1  # sys/prctl.h
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, Answer]:
