@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tokenizers import Encoding, Tokenizer
 
-#: Characters per call of the tokenizer; measured: larger windows are slower.
-WINDOW_CHARACTERS = 65_536
+#: UTF-8 bytes per window, about; measured: larger ones are slower.
+WINDOW_BYTES = 65_536
 # Windows handed to the tokenizer in one call, which releases the GIL and may use a core for each.
 _WINDOWS_PER_CALL = 4
 # Characters that neighbouring windows share, where the tokenizer looks beyond a word.
@@ -184,9 +184,10 @@ def _groups(text: str, margin: int) -> Iterator[list[tuple[int, int, int]]]:
     start, extra = 0, 0
     while start < len(text):
         end = len(text)
-        if end - start > WINDOW_CHARACTERS - margin:
-            limit = start + WINDOW_CHARACTERS - margin
-            earliest = limit - WINDOW_CHARACTERS // 4
+        reach = _reach(text, start)
+        if end - start > reach - margin:
+            limit = start + reach - margin
+            earliest = limit - reach // 4
             end = text.rfind("\n", earliest, limit) + 1 or text.rfind(" ", earliest, limit)
             if end <= start:
                 end = limit
@@ -199,6 +200,14 @@ def _groups(text: str, margin: int) -> Iterator[list[tuple[int, int, int]]]:
         start, extra = end, min(margin, end)
     if group:
         yield group
+
+
+def _reach(text: str, start: int) -> int:
+    """Return how many characters from `start` on make a window: fewer where they take more bytes."""
+    piece = text[start : start + WINDOW_BYTES]
+    if piece.isascii() or (size := len(piece.encode())) <= WINDOW_BYTES:
+        return WINDOW_BYTES
+    return len(piece) * WINDOW_BYTES // size
 
 
 def _unknown(tokenizer: Any) -> int | None:
