@@ -19,8 +19,8 @@ from semantik_bench.errors import BenchError
 from semantik_bench.race import Plan, Race, best_peer
 
 BUILD = documents.ROOT / "build"
-FULL = Plan(rounds=3, batch_sizes=(8, 16, 32, 64, 128), search_chunks=64, searches=2)
-QUICK = Plan(rounds=2, batch_sizes=(8, 32), search_chunks=24, searches=1)
+FULL = Plan(rounds=3, batch_sizes=(8, 16, 32, 64, 128), search_tokens=30_000, searches=1)
+QUICK = Plan(rounds=2, batch_sizes=(8, 32), search_tokens=6_000, searches=1)
 # Tokens of the profile of short texts.
 _SHORT_TOKENS = {False: 40_000, True: 6_000}
 # Beside the best peer.

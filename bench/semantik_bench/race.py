@@ -43,7 +43,7 @@ class Plan:
 
     rounds: int
     batch_sizes: tuple[int, ...]
-    search_chunks: int  # of the profile, with which batch sizes are compared
+    search_tokens: int  # of the profile, about: with them batch sizes are compared
     searches: int  # times that each is tried
 
 
@@ -76,7 +76,7 @@ class Race:
             if not entry.contender.from_disk:
                 self._ask(entry, {"profile": profile, "limit": _WARM_UP})
             if entry.contender.batched and entry.error is None:
-                self._search(entry, profile, tokens * min(1.0, self._plan.search_chunks / chunks))
+                self._search(entry, profile, tokens, chunks)
         for number in range(1, self._plan.rounds + 1):
             for entry in running:
                 if entry.error is not None:
@@ -103,14 +103,15 @@ class Race:
             if entry.worker is not None:
                 entry.worker.close()
 
-    def _search(self, entry: Entry, profile: str, tokens: float) -> None:
+    def _search(self, entry: Entry, profile: str, tokens: int, chunks: int) -> None:
+        limit = min(chunks, round(chunks * self._plan.search_tokens / tokens))
         found: dict[int, list[float]] = {}
         for _ in range(self._plan.searches):
             for size in self._plan.batch_sizes:
-                request = {"profile": profile, "limit": self._plan.search_chunks, "batch_size": size}
+                request = {"profile": profile, "limit": limit, "batch_size": size}
                 if (answer := self._ask(entry, request)) is None:
                     return
-                found.setdefault(size, []).append(tokens / answer["seconds"])
+                found.setdefault(size, []).append(tokens * limit / chunks / answer["seconds"])
         entry.batch_sizes[profile] = size = stats.best(found)
         entry.searched[profile] = {size: max(rates) for size, rates in found.items()}
         self._say(f"{profile}: {entry.contender.label}: best batch size {size}")

@@ -117,20 +117,39 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
         yield ""
         yield from table(facts["rows"])
     yield ""
-    for one in result["profiles"]["long"]["rows"]:
-        if one.get("waits"):
-            waits = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in one["waits"].items())
-            yield f"{one['label']}: stages waited: {waits}"
-        if "worker_seconds" in one:
-            yield (
-                f"{one['label']}: from submit to the first claim {one['planning_seconds']:.1f} s; from there "
-                f"to the last commit {one['worker_seconds']:.1f} s, {one['shards']} shards"
-            )
+    yield from (f"- {line}" for line in _beside(result))
     yield ""
     figures = [[name, _figure(name, result[name])] for name in result["headlines"]]
     yield from stats.markdown(("figure", "value"), figures)
-    for note in result["notes"]:
-        yield f"- {note}"
+    if result["notes"]:
+        yield ""
+    yield from (f"- {note}" for note in result["notes"])
+
+
+def _beside(result: dict[str, Any]) -> Iterator[str]:
+    """Yield what the tables have no column for."""
+    for one in result["profiles"]["long"]["rows"]:
+        if one.get("waits"):
+            waits = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in one["waits"].items())
+            yield f"{one['label']}: stages waited for others: {waits}"
+        if "worker_seconds" in one:
+            yield (
+                f"{one['label']}: from submit to the first claim {one['planning_seconds']:.1f} s (fixed "
+                f"overhead), from there to the last commit {one['worker_seconds']:.1f} s, "
+                f"{one['shards']} shards"
+            )
+    for size in ("one", "ten"):
+        if facts := result.get("memory", {}).get(size):
+            yield (
+                f"semantik embed, the whole process, {facts['documents']} documents of {facts['tokens']:,} "
+                f"tokens: {facts['seconds']:.1f} s, peak {facts['peak_bytes'] / _MB:,.0f} MB"
+            )
+    if chunking := result.get("chunking"):
+        yield (
+            f"ids of chunks against those of their text alone: {chunking['equal']:,} of "
+            f"{chunking['chunks']:,} equal, {chunking['different']:,} different without a known reason"
+        )
+        yield from (f"{count:,} chunks: {reason}" for reason, count in chunking["explained"].items())
 
 
 def _figure(name: str, value: Any) -> str:

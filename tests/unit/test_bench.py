@@ -132,21 +132,36 @@ def test_the_table_has_medians_and_says_why_a_row_is_empty() -> None:
     assert "no matching distribution" in none
 
 
-def test_the_report_is_whole_without_the_rows_that_need_services(tmp_path: Path) -> None:
-    made = raced(entry(DEFAULT, 2.0), entry(FORWARD, 1.0))
+def test_the_report_says_what_was_and_what_was_not_measured(tmp_path: Path) -> None:
+    slow = entry(POSTGRES, 2.0, worker_seconds=1.5, planning_seconds=0.5, shards=2, waits={"write": 0.25})
+    made = raced(entry(DEFAULT, 2.0), entry(FORWARD, 1.0), slow)
     figures = report.headlines(made, tokens=1000)
     rows = [report.row(one, made.entries[DEFAULT], "long", 1000) for one in made.entries.values()]
     profile = {"chunks": 10, "tokens": 1000, "median_tokens": 100, "rows": rows}
+    size = {"documents": 4, "tokens": 500, "seconds": 3.0, "peak_bytes": 700_000_000, "failed": 0}
     result = {
         **figures, "quick": True, "rounds": 1, "notes": ["a note"], "machine": report.machine(2),
         "documents": {"documents": 3, "kinds": {"html": 2, "pdf": 1}}, "profiles": {"long": profile},
-        "headlines": list(figures),
+        "headlines": list(figures), "memory": {"one": size, "ten": size, "ratio": 1.0},
+        "chunking": {"chunks": 10, "equal": 9, "different": 0, "explained": {"a long word": 1}},
     }  # fmt: skip
     report.write(result, tmp_path)
     assert json.loads((tmp_path / "bench.json").read_text())["engine_vs_encode_default"] == 2.0
     text = (tmp_path / "bench.md").read_text()
-    assert "not for figures" in text and "2 html, 1 pdf" in text and "- a note" in text
-    assert "| postgres_efficiency" in text and "not measured" in text
+    for part in (
+        "not for figures", "2 html, 1 pdf", "- a note", "stages waited for others: write 0.2 s",
+        "to the first claim 0.5 s", "last commit 1.5 s, 2 shards",
+        "4 documents of 500 tokens: 3.0 s, peak 700 MB", "9 of 10 equal, 0 different", "1 chunks: a long word",
+    ):  # fmt: skip
+        assert part in text, part
+    cells = dict(
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.count("|") == 3
+    )
+    assert cells["postgres_efficiency"] == "0.500"
+    assert cells["parquet_efficiency"] == "not measured"
+    assert cells["min_cosine_fp32"] == "1.0000000"
 
 
 # --- documents ---
