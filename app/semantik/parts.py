@@ -317,7 +317,7 @@ def _remarks(item: Listed, end: Finished) -> Iterator[Remark]:
         if not end.chunks and not end.error:
             reasons.append("holds no text")
         if _changed(item):
-            reasons.append("changed while it was read: run the command again to embed it as it is now")
+            reasons.append("changed after it was listed: run the command again to embed it as it is now")
         if reasons:
             yield Remark(item.uri, "embedded", "; ".join(reasons))
 

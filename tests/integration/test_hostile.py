@@ -1,4 +1,4 @@
-"""The hostile set with a shorter line and a smaller parser: each entry is accounted for, none ends the run."""
+"""The hostile set with a shorter line and a smaller parser: all is accounted for, nothing ends the run."""
 
 from __future__ import annotations
 

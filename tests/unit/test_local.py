@@ -253,11 +253,12 @@ def test_a_document_that_changed_between_two_runs_is_embedded_again(
     with pytest.raises(Stopped):
         embed(request_, once_begun(request_, 2))
     first = min(documents.glob("*.txt"))
-    first.write_text("This text came between two runs.")
+    first.write_text(("This text came between two runs. " * 10)[: first.stat().st_size])
     summary = embed(request_)
     assert summary.taken_over > 0
     own = [row for row in pq.read_table(request_.output).to_pylist() if row["document"] == str(first)]
-    assert [row["text"] for row in own] == ["This text came between two runs."]
+    assert own
+    assert all("came between two runs" in row["text"] for row in own)
 
 
 def test_a_document_that_changes_while_it_is_read_is_remarked(
@@ -279,7 +280,7 @@ def test_a_document_that_changes_while_it_is_read_is_remarked(
     summary = embed(request_)
     remarks = {Path(remark.document).name: remark for remark in summary.remarks}
     assert remarks["assert.txt"].outcome == "embedded"
-    assert remarks["assert.txt"].reason.startswith("changed while it was read")
+    assert remarks["assert.txt"].reason.startswith("changed after it was listed")
     assert (remarks["await.txt"].outcome, remarks["await.txt"].reason) == (
         "failed",
         "was gone when it was to be read",

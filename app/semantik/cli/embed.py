@@ -122,7 +122,9 @@ def embed(source: str, output: Path, restart: bool, force: bool, strict: bool, *
         token_budget=given["token_budget"],
     )
     root = normalize(source if "://" in source else str(Path.cwd() / source))
-    request = Request(root, Path.cwd() / output, settings, restart=restart, force=force)
+    request = Request(
+        root, Path(os.path.normpath(Path.cwd() / output)), settings, restart=restart, force=force
+    )
     interrupts = Interrupts()
     shown = Shown()
     try:
@@ -171,9 +173,10 @@ class Shown:
             click.echo(printable(text), err=True)
 
     def show(self, progress: parts.Progress) -> None:
-        """Show the progress, if the last look is old enough."""
+        """Show the progress, if the last look is old enough or this is the end."""
         now = time.monotonic()
-        if self._quiet or now - self._at < SHOW_SECONDS:
+        ended = progress.documents_done == progress.documents
+        if self._quiet or (now - self._at < SHOW_SECONDS and not ended):
             return
         self._at = now
         from semantik.cli.watch import Bars, Lines, _redraws
