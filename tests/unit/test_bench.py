@@ -151,7 +151,8 @@ def test_the_report_says_what_was_and_what_was_not_measured(tmp_path: Path) -> N
     for part in (
         "not for figures", "2 html, 1 pdf", "- a note", "stages waited for others: write 0.2 s",
         "to the first claim 0.5 s", "last commit 1.5 s, 2 shards",
-        "4 documents of 500 tokens: 3.0 s, peak 700 MB", "9 of 10 equal, 0 different", "1 chunks: a long word",
+        "4 documents of 500 tokens: 3.0 s, peak 700 MB", "9 of 10 equal, 0 different",
+        "1 chunks: a long word",
     ):  # fmt: skip
         assert part in text, part
     cells = dict(
