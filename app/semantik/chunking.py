@@ -152,7 +152,8 @@ class _Cut:
         start = 0
         while tokens.load(start + room + 1) > start:
             first = tokens.start(start)
-            if first == len(self._text) or self._text[first].isspace():
+            begin, close = tokens.span(start)
+            if first == close and (begin < close or self._text[first : first + 1].isspace()):  # only space
                 solid = _SOLID.search(self._text, first)
                 if solid is None or (found := tokens.seek(solid.start(), start)) is None:
                     return
@@ -160,8 +161,10 @@ class _Cut:
                 continue
             end = self._limit(start, first)
             if end == start:  # one token of more characters than a chunk may have
-                yield from self._pieces(first, tokens.span(start)[1])
+                yield from self._pieces(first, close)
                 start += 1
+            elif end == start + 1 < tokens.loaded and tokens.shares_character(end):
+                start += 1  # a sign for the beginning, before such a token: the tokenizer puts it anew
             else:
                 if end < tokens.loaded:
                     end = self._place(start, end)
@@ -243,6 +246,10 @@ class _Cut:
             last = tokens.span(end - 1)[1]
             while last > first and text[last - 1].isspace():
                 last -= 1
+            # A mark that normalizing joined to its letter is in no token's span.
+            bound = tokens.span(end)[0] if end < tokens.loaded else len(text)
+            while last < bound and text[last] > "\u02ff" and unicodedata.category(text[last])[0] == "M":
+                last += 1
             stop = end
             while stop > start + 1 and tokens.span(stop - 1)[0] >= last:
                 stop -= 1
@@ -265,12 +272,22 @@ class _Cut:
     def _pieces(self, first: int, last: int) -> Iterator[Chunk]:
         """Cut one giant token (an unknown word of any length) into chunks by characters."""
         for begin in range(first, last, self._shape.characters):
-            end = min(begin + self._shape.characters, last)
-            ids = self._reader.ids(self._text[begin:end])
             if begin > 0:
                 self._count_split(begin)
-            self._counts.truncated_tokens += max(0, len(ids) - self._shape.room)
-            yield self._chunk(begin, end, ids[: self._shape.room])
+            yield from self._piece(begin, min(begin + self._shape.characters, last))
+
+    def _piece(self, begin: int, end: int) -> Iterator[Chunk]:
+        """Make a chunk of text[begin:end], halved until its tokens fit: a short rest may be readable."""
+        ids = self._reader.ids(self._text[begin:end])
+        over = len(ids) - self._shape.room
+        if over > 0 and end - begin > 1:
+            middle = (begin + end) // 2
+            yield from self._piece(begin, middle)
+            self._count_split(middle)
+            yield from self._piece(middle, end)
+            return
+        self._counts.truncated_tokens += max(0, over)
+        yield self._chunk(begin, end, ids[: self._shape.room])
 
     def _count_split(self, at: int) -> None:
         """Count a cut before character `at` if it parts a word, in a script that has spaces between words."""

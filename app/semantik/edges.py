@@ -78,15 +78,15 @@ class Edges:
     def _first_word(
         self, ids: NDArray[np.int64], first: int, last: int, start: int, stop: int
     ) -> NDArray[np.int64] | None:
-        """Read the first word again, where the token behind it holds the space between, else None."""
+        """Read the first word again; None where the space behind it is in one of its tokens."""
         space = _SPACE.search(self._text, first, min(last, first + 100))
         if space is None:
             return None
-        low, high = space.span()
-        behind = self._tokens.at(high, start, stop)
-        if behind == stop or self._tokens.span(behind)[0] != low:
+        end = space.start()
+        behind = self._tokens.at(end, start, stop)
+        if behind in (start, stop) or self._tokens.span(behind - 1)[1] > end:
             return None
-        return np.concatenate((self._reader.word(self._text[first:low]), ids[behind - start :]))
+        return np.concatenate((self._reader.word(self._text[first:end]), ids[behind - start :]))
 
     def _head(self, ids: NDArray[np.int64], first: int, start: int, some: int) -> NDArray[np.int64] | None:
         """Read the beginning again, up to where it is as before; None if that is not near."""

@@ -79,14 +79,17 @@ class Tokens:
 
     def span(self, token: int) -> tuple[int, int]:
         """Return where a token stands in the text: (start, end) in characters, space before it included."""
-        window = self._window(token)
-        start, end = window.chars(token - window.shift)
-        return window.base + start, window.base + end
+        for window in self._held:
+            if token < window.end:
+                start, end = window.chars(token - window.shift)
+                return window.base + start, window.base + end
+        raise IndexError(f"token {token} of {self.loaded}")
 
     def start(self, token: int) -> int:
         """Return where a token's first character that is no space stands, or its end if it has none."""
         start, end = self.span(token)
-        while start < end and self._text[start].isspace():
+        text = self._text
+        while start < end and text[start].isspace():
             start += 1
         return start
 

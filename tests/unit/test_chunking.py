@@ -82,7 +82,7 @@ def test_chunks_overlap_and_end_where_text_ends_something(chunker: Chunker) -> N
 def test_windows_do_not_show(model: Model, chunker: Chunker, monkeypatch: pytest.MonkeyPatch) -> None:
     text = REFERENCE[:100_000]
     one = [chunk.text for chunk in cut(chunker, text).chunks]
-    monkeypatch.setattr(reader, "WINDOW_CHARACTERS", 3_000)
+    monkeypatch.setattr(reader, "WINDOW_BYTES", 3_000)
     assert [chunk.text for chunk in cut(chunker, text).chunks] == one
 
 
@@ -105,6 +105,8 @@ def test_a_word_without_end_is_cut_and_counted(model: Model, chunker: Chunker) -
     assert max(len(chunk.text) for chunk in result.chunks) <= limit
     assert result.counts.split_words >= 1_000_000 // limit
     assert result.counts.truncated_tokens == 0
+    assert result.counts.unknown_characters == 1_000_000
+    assert "was cut inside words in" in str(result.counts.note())
 
 
 def test_layout_of_spaces_keeps_to_the_limit_in_characters(model: Model, chunker: Chunker) -> None:
@@ -112,6 +114,30 @@ def test_layout_of_spaces_keeps_to_the_limit_in_characters(model: Model, chunker
     result = cut(chunker, text)
     assert_covers(result.chunks, text)
     assert max(len(chunk.text) for chunk in result.chunks) <= model.max_tokens * chunking.CHARACTERS_PER_TOKEN
+
+
+def test_a_long_word_is_read_in_parts(model: Model, chunker: Chunker) -> None:
+    checksum = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08" * 2
+    assert model.tokenizer.encode(checksum).ids == [CLS, UNK, SEP]
+    result = cut(chunker, f"Its checksum is {checksum}, as published.")
+    assert [chunk.text for chunk in result.chunks] == [f"Its checksum is {checksum}, as published."]
+    assert UNK not in result.chunks[0].ids
+    assert (result.counts.parted_words, result.counts.parted_chunks, result.counts.unknown_tokens) == (
+        1,
+        1,
+        0,
+    )
+    assert result.counts.note() is None
+
+
+def test_what_the_model_does_not_know_is_counted_and_said(chunker: Chunker) -> None:
+    result = cut(chunker, "word " * 20 + "😀👍 " * 10)
+    assert (result.counts.unknown_tokens, result.counts.unknown_characters) == (10, 20)
+    assert result.counts.note() == (
+        "20 of 130 characters are in 10 words that the model does not know: searches hardly find them"
+    )
+    few = cut(chunker, "word " * 200 + "😀")
+    assert (few.counts.unknown_tokens, few.counts.note()) == (1, None)
 
 
 @pytest.mark.parametrize("text", ["", "   \n\n \t", "\x01\x02"])

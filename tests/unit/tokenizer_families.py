@@ -1,3 +1,5 @@
+# Passages in many scripts, a line each.
+# ruff: noqa: E501, RUF001
 """Small tokenizers of each family that embedding models have, trained on real text of many scripts."""
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ def _wordpiece() -> Tokenizer:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    _train(tokenizer, trainers.WordPieceTrainer(vocab_size=4_000, special_tokens=special, show_progress=False))
+    _train(
+        tokenizer, trainers.WordPieceTrainer(vocab_size=4_000, special_tokens=special, show_progress=False)
+    )
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
@@ -110,9 +114,7 @@ def _qwen() -> Tokenizer:
     tokenizer.post_processor = processors.Sequence(
         [
             processors.ByteLevel(trim_offsets=False),
-            processors.TemplateProcessing(
-                single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
-            ),
+            processors.TemplateProcessing(single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]),
         ]
     )
     return tokenizer
@@ -130,7 +132,9 @@ def _unigram(split: bool) -> Tokenizer:
     special = ["<s>", "<pad>", "</s>", "<unk>"]
     _train(
         tokenizer,
-        trainers.UnigramTrainer(vocab_size=4_000, special_tokens=special, unk_token="<unk>", show_progress=False),
+        trainers.UnigramTrainer(
+            vocab_size=4_000, special_tokens=special, unk_token="<unk>", show_progress=False
+        ),
     )
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
@@ -143,7 +147,9 @@ def _gemma(prepend: bool) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     # Trained on words, as SentencePiece does: no token goes over the space before a word.
     tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("\u2581+[^\u2581\\n]*|\\n+|[^\u2581\\n]+"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex("\u2581+[^\u2581\\n]*|\\n+|[^\u2581\\n]+"), "isolated"
+    )
     special = ["<s>", "<pad>", "</s>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
     _train(tokenizer, trainers.BpeTrainer(vocab_size=4_000, special_tokens=special, show_progress=False))
     if prepend:
@@ -173,5 +179,3 @@ def train(family: str) -> Cased:
     tokenizer = FAMILIES[family]()
     prefix, suffix = wrapping(tokenizer, "")
     return Cased(family, tokenizer, prefix, suffix)
-
-
