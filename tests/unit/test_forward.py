@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 import torch
+import torch.nn.attention.varlen
 import transformers
 from sentence_transformers import SentenceTransformer
 
@@ -178,3 +181,62 @@ def test_bfloat16_on_the_cpu(network: Callable[..., SentenceTransformer]) -> Non
     found = forward(torch.cat(texts), lengths)
     assert found.dtype == torch.bfloat16
     assert torch.nn.functional.cosine_similarity(found.float(), expected).min() > 0.99
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [None, 5])
+def test_a_gpu_asks_torchs_kernel_for_what_the_cpu_computes(
+    causal: bool, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel needs a GPU: a reference stands in for it, behind the very signature of this torch."""
+    lengths = [9, 9, 4, 1]
+    layout = forward_module._lay_out(lengths, "cpu")
+    generator = torch.Generator().manual_seed(3)
+    query = torch.randn(1, 4, 23, 8, generator=generator)
+    key, value = (torch.randn(1, 2, 23, 8, generator=generator) for _ in range(2))
+
+    def reference(
+        queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *rest: Any, **options: Any
+    ) -> Any:
+        bounds = rest[0].tolist()
+        assert (bounds, rest[1].tolist(), rest[2], rest[3]) == ([0, 9, 18, 22, 23], bounds, 9, 9)
+        assert rest[0].dtype == torch.int32, "what the kernel takes"
+        left, right = options["window_size"]
+        parts = []
+        for start, end in pairwise(bounds):
+            q, k, v = (states[start:end].transpose(0, 1) for states in (queries, keys, values))
+            at = torch.arange(end - start)
+            ahead = at[None, :] - at[:, None]
+            seen = ((left < 0) | (-ahead <= left)) & ((right < 0) | (ahead <= right))
+            attended = torch.nn.functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=seen, scale=options["scale"], enable_gqa=options["enable_gqa"]
+            )
+            parts.append(attended.transpose(0, 1))
+        return torch.cat(parts)
+
+    kernel = create_autospec(torch.nn.attention.varlen.varlen_attn, side_effect=reference)
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", kernel)
+    found = forward_module._attend_cuda(query, key, value, layout, causal, 0.3, window)
+    kernel.assert_called_once()
+    expected = forward_module._attend_cpu(query, key, value, layout, causal, 0.3, window)
+    assert found.shape == (1, 23, 4, 8)
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_a_network_that_looks_into_its_layers_keeps_them(
+    network: Callable[..., SentenceTransformer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = network(NETWORKS["bert"][0]())
+    layer = type(built[0].auto_model.encoder.layer[0].intermediate)
+    forward_of = layer.forward
+
+    def looks(self: Any, states: torch.Tensor) -> Any:
+        assert self.dense.weight is not None
+        return forward_of(self, states)
+
+    monkeypatch.setattr(layer, "forward", looks)
+    forward = unpadded(built, "cpu")
+    assert forward is not None
+    assert type(built[0].auto_model.encoder.layer[0].intermediate.dense) is torch.nn.Linear
+    texts = texts_of([12, 5])
+    assert torch.allclose(forward(torch.cat(texts), [12, 5]), alone(built, texts), atol=2e-5)
