@@ -23,7 +23,7 @@ from celery.worker.request import Request
 
 from semantik import notes
 from semantik.database import Connection, connect, passes, retry
-from semantik.exceptions import EX_CONFIG, DatabaseUnavailable, SettingsError
+from semantik.exceptions import EX_CONFIG, DatabaseUnavailable, SemantikError, SettingsError
 from semantik.leases import Keeper, stall_seconds
 from semantik.logs import FORMAT, event
 from semantik.notify import notify
@@ -208,7 +208,7 @@ def _start_child(settings: Settings, node: str) -> None:
         else:
             _start_model(_child, index)
     except Exception as error:
-        known = isinstance(error, SettingsError)  # its sentence says all
+        known = isinstance(error, SemantikError)  # its sentence says all
         event(log, "cannot start", level=logging.CRITICAL, traceback=not known, reason=error)
         notify(f"STATUS=cannot start: {' '.join(str(error).split())[:200]}")
         # Celery swallows what is raised here and would start child after child: end the parent instead.
