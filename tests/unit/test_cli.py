@@ -53,7 +53,7 @@ def test_version_and_help() -> None:
     assert run("--version").stdout == f"semantik {__version__}\n"
     told = run("--help")
     assert told.returncode == 0
-    for command in ("submit", "watch", "jobs", "show", "cancel", "collections", "search", "check"):
+    for command in ("submit", "watch", "jobs", "show", "cancel", "collections", "search", "embed", "check"):
         assert f"\n  {command}" in told.stdout
 
 

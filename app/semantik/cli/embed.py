@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from semantik.cli import waits
 from semantik.cli.output import duration, emit, json_option, number, plural, printable, wants_json
 from semantik.exceptions import SemantikError, SettingsError
 
@@ -24,8 +25,6 @@ EXIT_INTERRUPTED = 130
 EXIT_DOCUMENTS_FAILED = 3
 #: Between two looks at the progress.
 SHOW_SECONDS = 0.5
-#: A stage that waited for a smaller share of the run than this is not worth a word.
-WORTH_SAYING = 0.1
 
 
 class Interrupts:
@@ -179,11 +178,11 @@ class Shown:
         if self._quiet or (now - self._at < SHOW_SECONDS and not ended):
             return
         self._at = now
-        from semantik.cli.watch import Bars, Lines, _redraws
+        from semantik.cli.watch import Bars, Lines, redraws
         from semantik.progress import Progress
 
         if self._inner is None:
-            self._inner = Bars() if _redraws() else Lines()
+            self._inner = Bars() if redraws() else Lines()
             self._inner.__enter__()
         self._inner.show(
             Progress(
@@ -221,31 +220,10 @@ def lines(summary: parts.Summary) -> Iterator[str]:
     if summary.tokens_per_second:
         before = f"; {plural(summary.taken_over, 'document')} by an earlier run" if summary.taken_over else ""
         yield f"{number(summary.tokens_per_second)} tokens/s, {duration(summary.seconds)}{before}"
-        yield from waits(summary)
+        yield f"waited: {waits.waited(summary.waits, 'the disk')}"
+        yield from waits.advice(summary.waits, summary.seconds)
     for remark in summary.remarks:
         if remark.outcome == "failed":
             yield f"  {printable(remark.document)}: {printable(remark.reason)}"
     if summary.report:
         yield f"{summary.report}   has all that failed, was passed over or is remarkable"
-
-
-def waits(summary: parts.Summary) -> Iterator[str]:
-    """Yield how long the stages waited, and a word on what to make faster."""
-    seconds = max(summary.seconds, 1e-3)
-    named = {
-        "forward_in": "the model for chunks",
-        "chunk_in": "the tokenizer for texts",
-        "chunk_out": "the tokenizer for the model",
-        "parse_out": "the parsers for the tokenizer",
-        "write": "the model for the disk",
-    }
-    known = [(words, summary.waits[stage]) for stage, words in named.items() if stage in summary.waits]
-    yield f"waited: {'; '.join(f'{words} {waited:.1f} s' for words, waited in known)}"
-    if summary.waits.get("write", 0) > WORTH_SAYING * seconds:
-        yield "slowest: writing; an output on a faster disk helps"
-    elif summary.waits.get("forward_in", 0) <= WORTH_SAYING * seconds:
-        yield "slowest: the model, as it should be; a GPU or more --threads help"
-    elif summary.waits.get("chunk_in", 0) > WORTH_SAYING * seconds:
-        yield "slowest: parsing; more --parsers help where there are cores for them"
-    else:
-        yield "slowest: the tokenizer, which has one core; larger chunks leave it less to do"

@@ -51,7 +51,7 @@ def follow(settings: Settings, job_id: str) -> int:
 
     A database that goes away is waited for: the watched job does the same.
     """
-    view: View = JsonLines(job_id) if wants_json() else Bars() if _redraws() else Lines()
+    view: View = JsonLines(job_id) if wants_json() else Bars() if redraws() else Lines()
     try:
         with view:
             last, unchanged = _poll(settings, job_id, view)
@@ -81,7 +81,8 @@ def _listed_nothing(progress: Progress) -> bool:
     return progress.state in ("failed", "cancelled") and not progress.documents_total
 
 
-def _redraws() -> bool:
+def redraws() -> bool:
+    """Return whether stdout is a terminal that a bar can be redrawn on."""
     import os
 
     return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
