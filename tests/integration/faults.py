@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -10,9 +11,12 @@ from typing import Any
 
 from celery import shared_task
 
+from semantik.exceptions import DeviceFull
 from semantik.model import Model
 
 SLOW = Path(os.environ["FAULTS"]) / "slow"
+#: Where it is, the next batch of any worker finds no memory on its device; taken away by that one.
+FULL = Path(os.environ["FAULTS"]) / "full"
 #: A word that kills the process that embeds it.
 POISON = "strychnine"
 
@@ -22,6 +26,9 @@ _start = Model.start
 def start(self: Model, batch: Any) -> Any:
     if SLOW.exists():
         time.sleep(0.25)
+    with contextlib.suppress(FileNotFoundError):
+        FULL.unlink()
+        raise DeviceFull("cuda has no memory for one text")
     if any(POISON in self.tokenizer.decode(list(ids)) for ids in batch):
         os.kill(os.getpid(), signal.SIGSEGV)
     return _start(self, batch)

@@ -164,6 +164,24 @@ def test_worker_stopped_gives_its_shard_back(cluster: Cluster, tmp_path: Path) -
     )
 
 
+def test_a_device_without_memory_gives_the_shard_back_and_blames_nobody(
+    half_cluster: Cluster, tmp_path: Path
+) -> None:
+    cluster = half_cluster
+    write(tmp_path / "docs", 40)
+    full = cluster.directory / "full"
+    full.touch()
+    job = cluster.finish(cluster.submit(tmp_path / "docs", "full"))
+    assert job.state == "completed"
+    assert not full.exists(), "a batch met it"
+    assert cluster.outcomes(job) == {"embedded": 40}
+    assert cluster.rows("SELECT sum(crashes), sum(expiries) FROM shards WHERE job_id = %s", job.id) == [
+        (0, 0)
+    ]
+    logs = [cluster.log(name).read_text() for name in ("worker0", "worker1")]
+    assert sum(f"given back job={job.id}" in log and "no memory for one text" in log for log in logs) == 1
+
+
 def test_scheduler_killed_and_its_second_takes_over(half_cluster: Cluster, tmp_path: Path) -> None:
     cluster = half_cluster
     write(tmp_path / "docs", 60)
