@@ -153,9 +153,11 @@ class _Cut:
         while tokens.load(start + room + 1) > start:
             first = tokens.start(start)
             begin, close = tokens.span(start)
-            if first == close and (begin < close or self._text[first : first + 1].isspace()):  # only space
+            if first == close and (
+                begin < close or first > 0
+            ):  # only space, or what a tokenizer trims to none
                 solid = _SOLID.search(self._text, first)
-                if solid is None or (found := tokens.seek(solid.start(), start)) is None:
+                if solid is None or (found := tokens.seek(solid.start(), start + 1)) is None:
                     return
                 start = found
                 continue

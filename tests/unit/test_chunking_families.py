@@ -111,6 +111,16 @@ def test_any_text(family: str) -> None:
     check()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_space_before_a_text_is_no_chunk(family: str) -> None:
+    model = model_of(family)
+    text = "  \n " + "متساوينAlleGewissen" * 2
+    chunks, _ = cut(model, text, 16, 0)
+    assert different(model, chunks) == []
+    assert covered(chunks, text) == "  \n "
+    assert all(chunk.text for chunk in chunks)
+
+
 # SentencePiece's vocabulary itself has "</s>" as a piece: no switch keeps a text from it, here or elsewhere.
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ("xlm-r", "t5")])
 def test_special_tokens_in_a_text_are_text(family: str) -> None:
