@@ -153,9 +153,8 @@ class _Cut:
         while tokens.load(start + room + 1) > start:
             first = tokens.start(start)
             begin, close = tokens.span(start)
-            if first == close and (
-                begin < close or first > 0
-            ):  # only space, or what a tokenizer trims to none
+            if first == close and (begin < close or first > 0 or self._text[0].isspace()):
+                # A token of space alone; some tokenizers trim its span to nothing.
                 solid = _SOLID.search(self._text, first)
                 if solid is None or (found := tokens.seek(solid.start(), start + 1)) is None:
                     return

@@ -114,7 +114,7 @@ def test_any_text(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_space_before_a_text_is_no_chunk(family: str) -> None:
     model = model_of(family)
-    text = "  \n " + "متساوينAlleGewissen" * 2
+    text = "  \n " + "wordAlleGewissen中" * 3
     chunks, _ = cut(model, text, 16, 0)
     assert different(model, chunks) == []
     assert covered(chunks, text) == "  \n "
