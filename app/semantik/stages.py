@@ -167,8 +167,8 @@ class Stages:
             self._hand_on(Chunks(key, some, None))
         self._stats._cutting = None
         notes = [parsed.note] if parsed.note else []
-        if counts.split_words:
-            notes.append(f"text without spaces was cut inside words in {counts.split_words} places")
+        if (said := counts.note()) is not None:
+            notes.append(said)
         finished = Finished(
             key,
             "embedded",
