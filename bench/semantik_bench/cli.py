@@ -46,6 +46,9 @@ def main() -> int:
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("bench: interrupted; nothing is written", file=sys.stderr)
+        return 130
     result["seconds"] = time.monotonic() - begin
     report.write(result, BUILD)
     print("\n".join(report.lines(result)))

@@ -36,16 +36,18 @@ PEERS = (
     # The ONNX backend has no release for transformers 5, so sentence-transformers 6 cannot have it.
     Peer(
         "onnx",
-        (_TORCH, "sentence-transformers[onnx]>=5,<6", "optimum-onnx==0.1.0"),
+        (_TORCH, "sentence-transformers[onnx]==5.7.0", "optimum-onnx==0.1.0", "onnxruntime==1.32.0"),
         ("sentence-transformers", "optimum-onnx", "onnxruntime", "transformers", "torch"),
     ),
     Peer(
         "openvino",
-        (_TORCH, "sentence-transformers[openvino]==6.2.0"),
+        (_TORCH, "sentence-transformers[openvino]==6.2.0", "optimum-intel==2.2.0", "openvino==2026.4.1"),
         ("sentence-transformers", "optimum-intel", "openvino", "transformers", "torch"),
         unwanted=("torchvision",),
     ),
-    Peer("fastembed", ("fastembed==0.9.1",), ("fastembed", "onnxruntime", "tokenizers")),
+    Peer(
+        "fastembed", ("fastembed==0.9.1", "onnxruntime==1.32.0"), ("fastembed", "onnxruntime", "tokenizers")
+    ),
     Peer(
         "infinity",
         (_TORCH, "infinity-emb[torch,optimum]==0.0.78"),
