@@ -19,6 +19,9 @@ def environment(settings: Settings) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TRANSFORMERS_OFFLINE"] = "1"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    # What oneDNN and its wrapper keep for shapes that they have met: a thousand each, a megabyte apiece.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
 
 
 def choose(settings: Settings) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -258,7 +259,11 @@ def _batches(pool: Batch, budget: int, *, keep_rest: bool) -> Iterator[Batch]:
 
 
 def _flat_batches(pool: Batch, budget: int, *, keep_rest: bool) -> Iterator[Batch]:
-    """As `_batches`, where nothing is padded: up to `budget` tokens of texts alike in length."""
+    """As `_batches`, where nothing is padded: as many tokens as the budget allows.
+
+    Texts of like length share a batch, since attention takes those of one length at once; the room that is
+    left is filled with the longest that fits.
+    """
     while pool:
         tokens = count = 0
         while count < len(pool) and tokens + len(pool[-count - 1][1].ids) <= budget:
@@ -269,6 +274,9 @@ def _flat_batches(pool: Batch, budget: int, *, keep_rest: bool) -> Iterator[Batc
         count = max(1, count)
         batch = pool[-count:]
         del pool[-count:]
+        while at := bisect_right(pool, budget - tokens, key=lambda entry: len(entry[1].ids)):
+            batch.append(pool.pop(at - 1))
+            tokens += len(batch[-1][1].ids)
         yield batch
 
 

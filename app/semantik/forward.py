@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from semantik.logs import event
-from semantik.packed import Packing
+from semantik.packed import Packing, round_rows
 
 log = logging.getLogger("semantik.model")
 
@@ -65,10 +65,15 @@ class Forward:
         global _layout
         with torch.inference_mode():
             _layout = layout = _lay_out(lengths, self._device)
+            tokens = len(ids)
+            if self._device == "cpu":
+                # Once here rather than at every layer; attention leaves these out, and so does what follows.
+                ids = torch.nn.functional.pad(ids, (0, round_rows(tokens) - tokens))
             try:
                 transformer = self._network[0].auto_model
                 positions = layout.positions + self._position_offset
-                states = transformer(input_ids=ids[None], position_ids=positions[None])[0][0]
+                positions = torch.nn.functional.pad(positions, (0, len(ids) - tokens))
+                states = transformer(input_ids=ids[None], position_ids=positions[None])[0][0, :tokens]
             finally:
                 _layout = None
             # What follows (pooling, dense, normalisation) is as the model's modules have it; it is cheap.
@@ -267,7 +272,8 @@ def _attend_cpu(
 ) -> Tensor:
     """Attend to the texts of one length at once: batches are packed by length, so that they lie together."""
     heads, total = query.shape[1:3]
-    out = query.new_empty((1, total, heads, value.shape[3]))
+    # Zero behind the last text, where rows only make the number round.
+    out = query.new_zeros((1, total, heads, value.shape[3]))
     start = 0
     for length, group in groupby(layout.lengths):
         count = len(list(group))

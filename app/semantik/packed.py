@@ -15,6 +15,17 @@ from torch import Tensor
 
 # Rows of a typical batch, for which oneDNN chooses the order; others are multiplied in it as well.
 _ROWS = 1_024
+# Rows are multiplied in multiples of this, fewer in powers of two. oneDNN makes a program for each number of
+# rows that it meets, of a megabyte or more, and keeps a thousand of them: a worker would grow by gigabytes.
+_ROWS_STEP = 128
+_LEAST_ROWS = 16
+
+
+def round_rows(rows: int) -> int:
+    """Return how many rows are multiplied where there are `rows`."""
+    if rows > _ROWS_STEP // 2:
+        return rows + -rows % _ROWS_STEP
+    return max(_LEAST_ROWS, 1 << max(0, rows - 1).bit_length())
 
 
 class PackedLinear(torch.nn.Module):
@@ -32,11 +43,15 @@ class PackedLinear(torch.nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Return the layer's output."""
+        flat = states.reshape(-1, self.in_features)
+        rows = len(flat)
+        if more := round_rows(rows) - rows:
+            flat = torch.nn.functional.pad(flat, (0, 0, 0, more))
         activation, algorithm = ("gelu", "none") if self._gelu else ("none", "")
         result: Tensor = torch.ops.mkldnn._linear_pointwise(
-            states, self._packed, self._bias, activation, [], algorithm
+            flat, self._packed, self._bias, activation, [], algorithm
         )
-        return result
+        return result[:rows].view(*states.shape[:-1], self.out_features)
 
 
 class Packing:

@@ -240,3 +240,21 @@ def test_a_network_that_looks_into_its_layers_keeps_them(
     assert type(built[0].auto_model.encoder.layer[0].intermediate.dense) is torch.nn.Linear
     texts = texts_of([12, 5])
     assert torch.allclose(forward(torch.cat(texts), [12, 5]), alone(built, texts), atol=2e-5)
+
+
+def test_memory_does_not_grow_with_the_numbers_of_rows_that_were_met() -> None:
+    """Without rounding, these 120 numbers of rows leave more than 600 MB behind."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
+
+    plain = torch.nn.Linear(384, 1_536)
+    packed = PackedLinear(plain, gelu=False)
+    with torch.inference_mode():
+        for rows in (0, 1, 15, 16, 17, 64, 65, 127, 128, 129, 900, 1_024):
+            states = torch.randn(rows, 384)
+            assert torch.allclose(packed(states), plain(states), atol=1e-5), rows
+        settled = resident()
+        for rows in range(900, 1_020):
+            packed(torch.empty(rows, 384))
+    assert resident() < settled + 32 * 2**20
