@@ -120,8 +120,13 @@ def _revision(directory: Path) -> tuple[str, int]:
     size = 0
     files = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if path.is_file()}
     for name in sorted(files):
-        with files[name].open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            with files[name].open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise SettingsError(
+                f"{files[name]} cannot be read: {error.strerror}; all files of a model must be readable"
+            ) from error
         total.update(f"{name}\0{content}\n".encode())
         size += files[name].stat().st_size
     return total.hexdigest(), size

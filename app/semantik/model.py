@@ -270,6 +270,7 @@ def load_model(settings: Settings) -> Model:
 def _open(directory: Path, description: ModelDescription, precision: str) -> Any:
     """Load the weights onto the CPU, in float32 or in the precision they are "stored" in."""
     import torch
+    from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
 
     try:
@@ -280,6 +281,10 @@ def _open(directory: Path, description: ModelDescription, precision: str) -> Any
             trust_remote_code=False,
             model_kwargs={"dtype": "auto" if precision == "stored" else getattr(torch, precision)},
         )
+    except SafetensorError as error:  # of no other kind: weights that were cut off on their way here
+        raise SettingsError(
+            f"the model in {directory} cannot be loaded: its weights are damaged ({error}): copy it again"
+        ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise SettingsError(f"the model in {directory} cannot be loaded: {error}") from error
     network.eval()

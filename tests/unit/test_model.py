@@ -104,6 +104,25 @@ def test_a_model_with_a_part_missing_is_refused(copied: Path, name: str) -> None
         describe_model(copied)
 
 
+def test_weights_that_were_cut_off_are_named(copied: Path, engine_settings: Settings) -> None:
+    weights = copied / "model.safetensors"
+    with weights.open("rb") as file:
+        beginning = file.read(1_000_000)
+    weights.unlink()
+    weights.write_bytes(beginning)
+    with pytest.raises(
+        SettingsError, match=f"the model in {copied} cannot be loaded: its weights are damaged"
+    ):
+        load_model(replace(engine_settings, model_dir=str(copied)))
+
+
+def test_a_file_of_the_model_that_cannot_be_read_is_named(copied: Path) -> None:
+    unreadable = copied / "notes.txt"
+    unreadable.symlink_to("/proc/self/mem")  # there is nothing at its beginning: an error, also for root
+    with pytest.raises(SettingsError, match=f"{unreadable} cannot be read: Input/output error"):
+        describe_model(copied)
+
+
 def test_vectors_equal_encode(model: Model) -> None:
     """In one padded batch, against sentence-transformers on one text at a time."""
     ours = model.embed_ids([ids_of(model, text) for text in TEXTS])
