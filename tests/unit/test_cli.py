@@ -79,6 +79,7 @@ def test_starting_imports_nothing_heavy() -> None:
         ),
         (["search", "x", "  "], "is empty"),
         (["search", "x", "y", "-n", "0"], "0 is not in the range"),
+        (["embed", "", "-o", "vectors.parquet"], "'DIR': is empty"),
         (["show"], "Missing argument 'JOB'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -102,6 +102,9 @@ def embed(source: str, output: Path, restart: bool, force: bool, strict: bool, *
 
     Exit status: 0 done, 1 failed, 3 documents failed and --strict was given, 130 interrupted.
     """
+    if not source.strip():
+        # What an unset variable leaves; as a path it would be the current directory.
+        raise click.BadParameter("is empty", param_hint="'DIR'")
     try:
         from semantik import local
         from semantik.engine import Stopped
