@@ -107,7 +107,8 @@ class Chunker:
         limit = chunk_tokens or model.max_tokens
         if limit > model.max_tokens:
             raise SettingsError(
-                f"SEMANTIK_CHUNK_TOKENS={limit}: {model.name} takes at most {model.max_tokens} tokens"
+                f"SEMANTIK_CHUNK_TOKENS={limit} (semantik embed: --chunk-tokens): "
+                f"{model.name} takes at most {model.max_tokens} tokens"
             )
         room = limit - len(model.prefix) - len(model.suffix)
         if room < 8:
@@ -116,7 +117,8 @@ class Chunker:
             )
         if not 0 <= chunk_overlap <= room // 2:
             raise SettingsError(
-                f"SEMANTIK_CHUNK_OVERLAP={chunk_overlap}: choose 0 to {room // 2} (half a chunk)"
+                f"SEMANTIK_CHUNK_OVERLAP={chunk_overlap} (semantik embed: --chunk-overlap): "
+                f"choose 0 to {room // 2}, half of a chunk of {limit} tokens"
             )
         self._shape = _Shape(model.prefix, model.suffix, room, chunk_overlap, limit * CHARACTERS_PER_TOKEN)
         self._reader = Reader(model.tokenizer, longest_word=self._shape.characters)
