@@ -167,7 +167,7 @@ def test_any_text_is_covered(model: Model, text: str, limit: int) -> None:
 
 
 def test_limits_that_cannot_work_are_refused(model: Model) -> None:
-    with pytest.raises(SettingsError, match=r"CHUNK_TOKENS=512: .* at most 256"):
+    with pytest.raises(SettingsError, match=r"CHUNK_TOKENS=512 .*--chunk-tokens.* at most 256"):
         Chunker(model, chunk_tokens=512)
     with pytest.raises(SettingsError, match="CHUNK_TOKENS=8 leaves"):
         Chunker(model, chunk_tokens=8)
