@@ -15,8 +15,10 @@ import pytest
 import semantik.cli
 from semantik import __version__
 from semantik.cli import output
+from semantik.cli.embed import lines
 from semantik.cli.jobs import absolute, by_reason
 from semantik.cli.watch import EXIT, JsonLines, Lines, describe, summary
+from semantik.parts import Counts, Remark, Summary
 from semantik.progress import Progress
 
 APP = str(Path(semantik.cli.__file__).parents[2])
@@ -294,6 +296,18 @@ def test_many_failures_are_counted_by_their_reason() -> None:
         "2 x broken PDF",
     ]
     assert by_reason([f"reason {index}" for index in range(12)])[-1] == "2 x 2 other reasons: --all"
+
+
+def test_embed_says_how_many_failures_it_does_not_show() -> None:
+    def said(failed: int) -> list[str]:
+        shown = [Remark(f"/srv/{index}", "failed", "broken PDF") for index in range(2)]
+        quiet = Remark("/srv/empty", "embedded", "holds no text")
+        counts = Counts(documents=1_300, embedded=5, failed=failed)
+        ended = Summary("v.parquet", "completed_with_errors", False, counts, remarks=[*shown, quiet])
+        return [line for line in lines(ended) if line.startswith("  ")]
+
+    assert said(2) == ["  /srv/0: broken PDF", "  /srv/1: broken PDF"]
+    assert said(1_295)[2:] == ["  ... and 1,293 more failed"]
 
 
 def test_lines_come_on_change_and_not_too_often(

@@ -225,8 +225,10 @@ def lines(summary: parts.Summary) -> Iterator[str]:
         yield f"{number(summary.tokens_per_second)} tokens/s, {duration(summary.seconds)}{before}"
         yield f"waited: {waits.waited(summary.waits, 'the disk')}"
         yield from waits.advice(summary.waits, summary.seconds)
-    for remark in summary.remarks:
-        if remark.outcome == "failed":
-            yield f"  {printable(remark.document)}: {printable(remark.reason)}"
+    failures = [remark for remark in summary.remarks if remark.outcome == "failed"]
+    for remark in failures:
+        yield f"  {printable(remark.document)}: {printable(remark.reason)}"
+    if more := counts.failed - len(failures):
+        yield f"  ... and {number(more)} more failed"
     if summary.report:
         yield f"{summary.report}   has all that failed, was passed over or is remarkable"
