@@ -25,6 +25,11 @@ def labelled(data: bytes, name: str) -> list[tuple[str, str]]:
     [
         (b"%PDF-1.4", "notes.txt", "pdf"),
         (b"\x00\x00junk\n%PDF-1.4", "scan", "pdf"),
+        (b"HTTP/1.1 200 OK\n\n%PDF-1.4\n1 0 obj\n<<>>\nendobj", "scan", "pdf"),
+        (b"A PDF starts with `%PDF-1.4`.\n", "README.md", "markdown"),
+        (b"BZh is what bzip2 starts with", "notes", "text"),
+        (b"<!-- licence -->\n" * 60 + b"# Title", "README.md", "markdown"),  # 2^60 ways to see comments
+        (b"<!-- a --> b -->" + b"<html>", "page.md", "markdown"),
         (b"<!DOCTYPE html><p>x", "page.txt", "html"),
         (b"\xef\xbb\xbf <!-- c -->\n<HTML>", "page", "html"),
         (b'<?xml version="1.0"?><html xmlns="x">', "page.xml", "html"),
@@ -46,6 +51,7 @@ def test_kind_is_by_content_before_name(data: bytes, name: str, kind: str) -> No
         (b"\x7fELF\x02\x01", "a.txt", "unsupported type: ELF"),
         (bytes(range(256)) * 20, "a.bin", "unsupported type: binary"),
         (bytes(range(256)) * 20, "a.md", "unsupported type: binary"),
+        (bytes(257) + b"ustar\x0000" + b"a text in an archive\n" * 5000, "a.tar", "unsupported type: tar"),
         (b"just words", "a.pdf", r"not a PDF: named \.pdf"),
     ],
 )
@@ -105,6 +111,13 @@ def test_markdown_keeps_its_text_and_knows_its_headings() -> None:
         ("Under", "Under"),
         ("Third", "###"),
     ]
+
+
+def test_markdown_headings_of_any_length() -> None:
+    """Time that grows with the square of a line's length would be hours here."""
+    line = "# " + "[" * 1_000_000
+    _, result = parse(f"{line}\n\n# Next\n".encode(), "a.md")
+    assert [offset for offset, _ in result.sections] == [0, len(line) + 2]
 
 
 def test_html_reads_as_people_see_it() -> None:

@@ -83,7 +83,7 @@ _BINARY = {
 _UNSUPPORTED = (
     (b"PK\x05\x06", "zip archive"),
     (b"\xdb\xa5-\x00", "Word 2 document"),
-    (b"BZh", "bzip2"),
+    (b"BZh91AY&SY", "bzip2"),
     (b"\xfd7zXZ\x00", "xz"),
     (b"(\xb5/\xfd", "zstd"),
     (b"7z\xbc\xaf\x27\x1c", "7z archive"),
@@ -96,7 +96,8 @@ _UNSUPPORTED = (
 )
 
 _HTML_START = re.compile(
-    rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)[\s>]",
+    # A comment ends at the first "-->": one that may go on would be tried in 2^n ways for n comments.
+    rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--(?:(?!-->).)*-->\s*)*<(?:!doctype\s+html|html|head|body)[\s>]",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -106,6 +107,8 @@ _HEADER_START = re.compile(rb"From |[A-Za-z][!-9;-~]{1,80}:")
 # PDF readers accept the magic anywhere in the first kilobyte (ISO 32000-1, annex H.3.4.1, implementation note
 # 13).
 _PDF_MAGIC_WITHIN = 1024
+
+_TAR_MAGIC_AT = 257
 
 _CLEAN = str.maketrans({"\x00": " "})
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -117,7 +120,10 @@ def kind_of(data: bytes, name: str) -> str:
     Raises DocumentError when it is of no kind that can be parsed.
     """
     head = data[:4096]
-    if b"%PDF-" in head[:_PDF_MAGIC_WITHIN]:
+    # Behind other bytes it may also be in a text about PDF, which has no objects.
+    if head.startswith(b"%PDF-") or (
+        b"%PDF-" in head[:_PDF_MAGIC_WITHIN] and (b"endobj" in data or not looks_like_text(data))
+    ):
         return "pdf"
     for magic, kind in _MAGIC:
         if head.startswith(magic):
@@ -137,6 +143,8 @@ def kind_of(data: bytes, name: str) -> str:
     suffix = PurePath(name).suffix.lower()
     if suffix in _BINARY and data:
         raise DocumentError(f"not {_BINARY[suffix]}: named {suffix}, but the content is something else")
+    if data[_TAR_MAGIC_AT : _TAR_MAGIC_AT + 5] == b"ustar":  # of texts it reads as text with a few NULs
+        raise DocumentError("unsupported type: tar archive")
     if not looks_like_text(data):
         raise DocumentError("unsupported type: binary data")
     return _NAMES.get(suffix, "text")

@@ -14,6 +14,8 @@ _SETEXT = re.compile(r" {0,3}(?:=+|-+)[ \t]*$")
 _NO_SETEXT = re.compile(r"(?: {4}|\t| {0,3}(?:[-*+>|#]|\d+[.)]\s))")
 _MARKUP = re.compile(r"!?\[([^\]]*)\]\([^)]*\)|[*_`]+")
 _LABEL_CHARACTERS = 200
+# Of a line; the patterns take time that grows with the square of what they see.
+_LINE_CHARACTERS = 1000
 
 
 def parse(data: bytes) -> Text:
@@ -28,7 +30,7 @@ def _sections(text: str) -> list[tuple[int, str]]:
     before, before_offset = "", 0
     offset = 0
     for line in text.splitlines(keepends=True):
-        bare = line.rstrip("\n")
+        bare = line[:_LINE_CHARACTERS].rstrip("\n")
         heading: tuple[int, str] | None = None
         if fence:
             if (close := _FENCE.match(bare)) and close[1].startswith(fence) and not bare.strip(" `~"):
