@@ -83,12 +83,13 @@ def test_headings_footnotes_and_comments_are_sections() -> None:
     ("data", "text", "note"),
     [
         (rb"{\rtf1 cut {\b off", "cut off", "ends early: 2 groups are left open"),
-        (rb"{\rtf1 done} and more", "done", None),
+        (rb"{\rtf1 done} and more", "done", "8 bytes behind the end of the document not read"),
         (
             rb"{\rtf1 a\'zzb\u99999999 ?\u-99999999 ?c\uc-5 d\bin-5 e\'e",
             "azzb\ufffd\ufffdcdee",
             "ends early: 1 groups are left open",
         ),
+        (b"{\\rtf1 done}}\r\n\x00", "done", None),
         (b"{\\rtf1 a\x00b\\", "a b", "ends early: 1 groups are left open"),
         (rb"{\rtf1{\pict 00}}", "", "no text"),
     ],

@@ -153,15 +153,18 @@ class _Reader:
             elif symbol:
                 self._symbol(symbol)
         self._flush()
-        return self._result(open_groups=len(self._groups))
+        behind = len(data[position:].strip(b"\0\r\n\t \x1a}"))
+        return self._result(open_groups=len(self._groups), behind=behind)
 
-    def _result(self, open_groups: int) -> Text:
+    def _result(self, open_groups: int, behind: int) -> Text:
         for name, label in _ASIDE.items():
             if aside := self._aside[name].text().strip():
                 self._body.section(label)
                 self._body.write(aside)
         text = self._body.text()
         note = f"ends early: {open_groups} groups are left open" if open_groups else None
+        if behind:
+            note = f"{behind} bytes behind the end of the document not read"
         return Text(text, self._body.sections, note if text else note or "no text")
 
     def _close(self) -> bool:
