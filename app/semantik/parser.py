@@ -47,6 +47,7 @@ _LENGTH = struct.Struct(">I")
 _REQUEST_BYTES = 64 * 1024
 _HEADER_BYTES = 64 * 1024 * 1024
 _READ_BYTES = 1024 * 1024
+_SIZE_MAX = 2**63 - 1  # what the database can keep
 _PAGE_BYTES = resource.getpagesize()
 
 # A process that has grown by this share of a document's memory and kept it makes room for a fresh one.
@@ -339,14 +340,17 @@ class ParserClient:
         text_bytes = int(header["text_bytes"])
         if not 0 <= text_bytes <= _text_limit(self._settings.parse_memory_mb):
             raise ValueError(f"{text_bytes} bytes of text")
+        sha256, size = bytes.fromhex(header["sha256"]), int(header["size"])
+        if len(sha256) != hashlib.sha256().digest_size or not 0 <= size <= _SIZE_MAX:
+            raise ValueError(f"a document of {size} bytes with a hash of {len(sha256)}")
         text = _read(sock, text_bytes, deadline).decode()
         sections = [(int(offset), _line(str(label))) for offset, label in header.get("sections", ())]
         return Parsed(
             text=text.replace("\x00", " "),
             sections=sorted(section for section in sections if 0 <= section[0] <= len(text)),
-            sha256=bytes.fromhex(header["sha256"]),
-            size=int(header["size"]),
-            kind=str(header.get("kind", "")),
+            sha256=sha256,
+            size=size,
+            kind=_line(str(header.get("kind", ""))),
             note=None if header.get("note") is None else _line(str(header["note"])),
             unchanged=header.get("unchanged") is True,
         )
@@ -405,7 +409,9 @@ def _read(sock: socket.socket, length: int, deadline: float) -> bytes:
     data = bytearray(length)
     view = memoryview(data)
     while view:
-        sock.settimeout(max(0.001, deadline - time.monotonic()))
+        if (left := deadline - time.monotonic()) <= 0:  # also for a peer that sends byte after byte
+            raise TimeoutError
+        sock.settimeout(left)
         try:
             count = sock.recv_into(view)
         except ConnectionError:

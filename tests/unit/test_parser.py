@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import socket
@@ -281,6 +282,13 @@ def test_the_worker_trusts_no_answer(
         b"\xff\xff\xff\xff",
         b"\x00\x00\x00\x02[]",
         b'\x00\x00\x00\x13{"text_bytes": 1e99}',
+        *[
+            len(facts).to_bytes(4, "big") + facts
+            for facts in (
+                json.dumps({"text_bytes": 0, "sha256": "00" * length, "size": size}).encode()
+                for length, size in ((32, 10**30), (32, -1), (1, 1))
+            )
+        ],
     ]
 
     def lie() -> None:
