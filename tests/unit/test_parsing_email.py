@@ -175,6 +175,14 @@ def test_headers_in_bare_bytes_and_broken_encoded_words() -> None:
     assert "größer" in text.sections[0][1]
 
 
+def test_a_sentence_starts_no_mail() -> None:
+    """A line that starts with "From" and ends in a year is text, as is what follows it."""
+    mark = b"From a@b.c Mon Jan  1 09:00:00 2024\n"
+    box = mark + b"From: a@b.c\nSubject: one\n\nHello\nFrom here in 2023\nLost: no\n"
+    text = parse(box, "a.mbox")[1].text
+    assert text == "Subject: one\nFrom: a@b.c\n\nHello\nFrom here in 2023\nLost: no"
+
+
 def test_an_mbox_is_all_its_mails() -> None:
     mark = b"From ann@example.org Thu Mar  5 10:00:00 2026\n"
     data = b"\n".join(mark + message(f"Mail {n}", f"words {n}\n").as_bytes() for n in range(3))

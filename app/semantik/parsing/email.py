@@ -22,8 +22,8 @@ _LABEL_CHARACTERS = 200
 _HEADER_CHARACTERS = 2000
 _NOTES = 5
 
-# A line of an mbox that starts a message: sender and time, the year last.
-_MBOX = re.compile(rb"^From [^\n]*\b\d{4}\r?\n", re.MULTILINE)
+# A line of an mbox that starts a message: sender and time, the year last. A sentence may end in a year, too.
+_MBOX = re.compile(rb"^From [^\n]*\b\d{1,2}:\d\d(?::\d\d)?\b[^\n]{0,40}\b\d{4}\r?\n", re.MULTILINE)
 _HEADER = re.compile(rb"([!-9;-~]{1,80}):[^\n]*\n(?:[ \t][^\n]*\n)*")
 # Headers that mail has and other text with "Name: value" lines has not; two of them make a mail.
 _TELLING = frozenset(
