@@ -162,6 +162,13 @@ def test_pdf_pages_are_sections(make_pdf: Callable[..., bytes]) -> None:
     assert text.sections == [(0, "page 1"), (13, "page 2")]
 
 
+def test_pdf_of_text_and_scans_says_what_is_missing(make_pdf: Callable[..., bytes]) -> None:
+    image = ") Tj ET q 9 0 0 9 0 0 cm BI /W 1 /H 1 /CS /G /BPC 8 ID a EI Q BT ("
+    text = parse(make_pdf(["Hello there", image, "", image]), "a.pdf")[1]  # an empty page lacks nothing
+    assert text.text == "Hello there"
+    assert text.note == "2 pages without text (scans need OCR), page 2 first"
+
+
 def test_pdf_that_cannot_be_read(make_pdf: Callable[..., bytes]) -> None:
     encrypt = (
         f"/Encrypt << /Filter /Standard /V 1 /R 2 /O ({'x' * 32}) /U ({'y' * 32}) /P -1 >> "

@@ -36,13 +36,16 @@ def _pages(document: pypdfium2.PdfDocument) -> Text:
     sections: list[tuple[int, str]] = []
     length = 0
     broken: list[int] = []
+    scanned: list[int] = []
     for index in range(len(document)):
         try:
-            words = _page(document, index)
+            words, images = _page(document, index)
         except pypdfium2.PdfiumError:
             broken.append(index + 1)
             continue
         if not words:
+            if images:
+                scanned.append(index + 1)
             continue
         if parts:
             parts.append("\n\n")
@@ -53,11 +56,16 @@ def _pages(document: pypdfium2.PdfDocument) -> Text:
     if not parts:
         reason = f"no page can be read (page {broken[0]} first)" if broken else "no text found"
         raise DocumentError(f"{reason} in {len(document)} pages (scanned pages need OCR)")
-    note = f"{len(broken)} pages cannot be read, page {broken[0]} first" if broken else None
-    return Text("".join(parts), sections, note)
+    notes = [
+        f"{len(pages)} page{'s' if len(pages) > 1 else ''} {what}, page {pages[0]} first"
+        for pages, what in ((broken, "cannot be read"), (scanned, "without text (scans need OCR)"))
+        if pages
+    ]
+    return Text("".join(parts), sections, "; ".join(notes) or None)
 
 
-def _page(document: pypdfium2.PdfDocument, index: int) -> str:
+def _page(document: pypdfium2.PdfDocument, index: int) -> tuple[str, bool]:
+    """Return the text of a page and, where it has none, whether it has an image."""
     # Closed one by one: a book's pages held together take hundreds of megabytes.
     page = document[index]
     try:
@@ -66,6 +74,8 @@ def _page(document: pypdfium2.PdfDocument, index: int) -> str:
             words: str = layer.get_text_bounded()
         finally:
             layer.close()
+        words = _SOFT_HYPHEN.sub("", words).replace("\r\n", "\n").replace("\r", "\n").strip()
+        images = not words and any(page.get_objects(filter=[pypdfium2.raw.FPDF_PAGEOBJ_IMAGE]))
     finally:
         page.close()
-    return _SOFT_HYPHEN.sub("", words).replace("\r\n", "\n").replace("\r", "\n").strip()
+    return words, images
