@@ -100,6 +100,9 @@ def serve(sock: socket.socket) -> None:
             _leave_with_peer(sock, False)
             os.close(fd)
         head = json.dumps(header).encode()
+        if len(head) > _HEADER_BYTES:
+            places = f"more than {_HEADER_BYTES // 2**20} MB of headings and other places"
+            head, body = json.dumps({"error": places}).encode(), b""
         sock.sendall(_LENGTH.pack(len(head)) + head)
         sock.sendall(body)
         del header, body, head

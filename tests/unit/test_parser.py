@@ -309,6 +309,21 @@ def test_the_worker_trusts_no_answer(
     listening.close()
 
 
+def test_too_many_places_are_the_documents_fault(
+    engine_settings: Settings,
+    tmp_path: Path,
+    descriptor: Callable[[Path], int],
+) -> None:
+    """Headings alone can fill more memory of the worker than the parser may answer with."""
+    path = tmp_path / "headings.md"
+    path.write_bytes((b"# " + b"w" * 198 + b"\n") * 340_000)
+    with (
+        ParserClient(engine_settings) as client,
+        pytest.raises(DocumentError, match="more than 64 MB of headings"),
+    ):
+        client.parse(descriptor(path), path.name)
+
+
 def test_the_parser_imports_nothing_heavy() -> None:
     script = (
         "import sys, semantik.parser; print([m for m in ('torch', 'celery', 'numpy') if m in sys.modules])"
