@@ -27,7 +27,7 @@ class ModelDescription:
     """What a model directory says of itself."""
 
     name: str
-    revision: str  # SHA-256 over the paths and contents of its files, hexadecimal
+    revision: str  # SHA-256 over the paths and contents of its files but hidden ones, hexadecimal
     dim: int  # of a vector
     max_tokens: int  # per text, special tokens included
     size_bytes: int  # of all files: about what the weights take in memory in the precision they are stored in
@@ -119,6 +119,8 @@ def _revision(directory: Path) -> tuple[str, int]:
     total = hashlib.sha256()
     size = 0
     files = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if path.is_file()}
+    # What begins with a dot is a downloader's notes or version control, and no part of the model.
+    files = {name: path for name, path in files.items() if not f"/{name}".count("/.")}
     for name in sorted(files):
         try:
             with files[name].open("rb") as file:

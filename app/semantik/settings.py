@@ -79,6 +79,8 @@ _NAMES = {
     "runtime_dir": "RUNTIME_DIRECTORY",
 }
 
+_AT_LEAST_ONE = ("document_max_mb", "parse_memory_mb", "parser_count", "shard_documents", "shards_per_slot")
+
 
 def variable(field: str) -> str:
     """Return the environment variable that sets `field`."""
@@ -138,6 +140,10 @@ def convert(field: str, text: str) -> str | int | float:
     # A duration of nothing makes a loop without a pause, or a lease that has run out when it is taken.
     if field.endswith(("_seconds", "_days")) and not (math.isfinite(float(value)) and float(value) > 0):
         raise SettingsError(f"{variable(field)}={text!r}: a duration must be more than 0")
+    if field in _AT_LEAST_ONE and float(value) < 1:
+        raise SettingsError(f"{variable(field)}={text!r}: at least 1")
+    if isinstance(value, (int, float)) and not float(value) >= 0:
+        raise SettingsError(f"{variable(field)}={text!r}: it cannot be negative")
     if field == "device" and value not in ("auto", "cpu", "cuda"):
         raise SettingsError(f"{variable(field)}={text!r}: choose auto, cpu or cuda")
     if field == "precision" and value not in ("auto", "float32", "float16", "bfloat16"):

@@ -61,6 +61,16 @@ def test_description(model_dir: Path, copied: Path) -> None:
     assert changed.revision != description.revision
 
 
+def test_a_downloaders_hidden_files_are_no_part_of_the_model(copied: Path) -> None:
+    before = describe_model(copied)
+    (copied / ".cache" / "hub").mkdir(parents=True)
+    (copied / ".cache" / "hub" / "lock").write_text("1")
+    (copied / ".gitattributes").write_text("*.bin filter=lfs\n")
+    assert describe_model(copied) == before
+    (copied / "extra.txt").write_text("part of it")
+    assert describe_model(copied).revision != before.revision
+
+
 def test_description_of_other_shapes(copied: Path) -> None:
     rewrite(copied / "1_Pooling" / "config.json", pooling_mode_cls_token=True)
     assert describe_model(copied).dim == 768

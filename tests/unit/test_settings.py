@@ -150,3 +150,17 @@ def test_an_environment_file_is_read_as_systemd_does(tmp_path: Path) -> None:
     )
     assert read_env_file(path) == {"SEMANTIK_HOST": "head", "CELERY_BROKER_URL": "redis://h/0"}
     assert read_env_file(tmp_path / "none") == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("SEMANTIK_DOCUMENT_MAX_MB", "-1", "at least 1"),
+        ("SEMANTIK_PARSER_COUNT", "0", "at least 1"),
+        ("SEMANTIK_TOKEN_BUDGET", "-5", "cannot be negative"),
+        ("MODEL_MAX_MEMORY_GB", "nan", "cannot be negative"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(name: str, text: str, reason: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name}='{text}': .*{reason}"):
+        load({**BASE, name: text})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from semantik.cli.output import emit, json_option, printable, shorten, wants_json
-from semantik.exceptions import Refused
+from semantik.exceptions import Refused, SettingsError
 
 if TYPE_CHECKING:
     from semantik.search import Hit
@@ -60,7 +60,12 @@ def _in_collection(collection: str, question: str, limit: int) -> Sequence[Hit]:
     from semantik import search as searching
     from semantik.settings import load
 
-    settings = load()
+    try:
+        settings = load()
+    except SettingsError as error:
+        raise SettingsError(
+            f"{error}; without a cluster, name the file that 'semantik embed' wrote, which ends in .parquet"
+        ) from error
     # The question is under way before the database driver is even imported.
     with searching.embedding(question) as vector:
         from semantik.database import connect
