@@ -33,6 +33,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,10 @@ HELLO = b"semantik-parser 1\n"
 ACK = b"+"
 _LENGTH = struct.Struct(">I")
 _REQUEST_BYTES = 64 * 1024
-_HEADER_BYTES = 64 * 1024 * 1024
+_HEADER_BYTES = 16 * 1024 * 1024
+# Headings, pages and other places of one document that are kept: a worker holds them beside the text.
+_MOST_SECTIONS = 50_000
+_MOST_LABELS = 2_000_000  # characters of all their names
 _READ_BYTES = 1024 * 1024
 _SIZE_MAX = 2**63 - 1  # what the database can keep
 _PAGE_BYTES = resource.getpagesize()
@@ -99,10 +103,7 @@ def serve(sock: socket.socket) -> None:
             resource.setrlimit(resource.RLIMIT_AS, (hard_limit, hard_limit))
             _leave_with_peer(sock, False)
             os.close(fd)
-        head = json.dumps(header).encode()
-        if len(head) > _HEADER_BYTES:
-            places = f"more than {_HEADER_BYTES // 2**20} MB of headings and other places"
-            head, body = json.dumps({"error": places}).encode(), b""
+        head = json.dumps(header, ensure_ascii=False).encode()
         sock.sendall(_LENGTH.pack(len(head)) + head)
         sock.sendall(body)
         del header, body, head
@@ -127,14 +128,26 @@ def _answer(fd: int, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         kind, result = parse(document, str(request["name"]))
     except DocumentError as error:
         return {**facts, "error": str(error)}, b""
-    except (ValueError, RecursionError, LookupError, OSError, ArithmeticError, RuntimeError) as error:
-        # A library that raises on a broken document fails that document; anything else ends the process.
+    except MemoryError:
+        raise
+    except Exception as error:  # a library may raise anything on a broken document: it fails that document
         return {**facts, "error": f"cannot be parsed: {type(error).__name__}: {error}"[:500]}, b""
     body = result.text.encode()
-    if len(body) > _text_limit(int(request["memory_mb"])):
+    # Not only its bytes: one wide character makes a string of four bytes each in the worker.
+    if max(len(body), sys.getsizeof(result.text)) > _text_limit(int(request["memory_mb"])):
         return {**facts, "error": _too_much_text(int(request["memory_mb"]))}, b""
-    facts |= {"kind": kind, "sections": result.sections, "note": result.note, "text_bytes": len(body)}
+    sections, note = _kept(result.sections), result.note
+    if len(sections) < len(result.sections):
+        said = f"of {len(result.sections):,} headings and other places the first {len(sections):,} are kept"
+        note = f"{note}; {said}" if note else said
+    facts |= {"kind": kind, "sections": sections, "note": note, "text_bytes": len(body)}
     return facts, body
+
+
+def _kept(sections: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Return so many of the places as a header takes."""
+    total = accumulate(len(label) for _, label in sections[:_MOST_SECTIONS])
+    return sections[: sum(1 for length in total if length <= _MOST_LABELS)]
 
 
 def _content(fd: int, limit_mb: int) -> bytes:

@@ -309,17 +309,35 @@ def test_the_worker_trusts_no_answer(
     listening.close()
 
 
-def test_too_many_places_are_the_documents_fault(
+@pytest.mark.parametrize(
+    ("heading", "times", "kept"),
+    [(b"# " + b"w" * 30, 60_000, 50_000), (b"# " + "\N{PILE OF POO}".encode() * 198, 12_000, 10_101)],
+)
+def test_places_beyond_what_a_worker_holds_are_left_out(
     engine_settings: Settings,
     tmp_path: Path,
     descriptor: Callable[[Path], int],
+    heading: bytes,
+    times: int,
+    kept: int,
 ) -> None:
-    """Headings alone can fill more memory of the worker than the parser may answer with."""
     path = tmp_path / "headings.md"
-    path.write_bytes((b"# " + b"w" * 198 + b"\n") * 340_000)
+    path.write_bytes((heading + b"\n") * times)
+    with ParserClient(engine_settings) as client:
+        parsed = client.parse(descriptor(path), path.name)
+    assert len(parsed.sections) == kept
+    assert parsed.note == f"of {times:,} headings and other places the first {kept:,} are kept"
+
+
+def test_a_text_of_wide_characters_counts_as_what_it_takes_in_memory(
+    engine_settings: Settings, tmp_path: Path, descriptor: Callable[[Path], int]
+) -> None:
+    path = tmp_path / "wide.txt"
+    path.write_bytes(b"word " * 2_000_000 + "\N{PILE OF POO}".encode())
+    limited = replace(engine_settings, parse_memory_mb=120)
     with (
-        ParserClient(engine_settings) as client,
-        pytest.raises(DocumentError, match="more than 64 MB of headings"),
+        ParserClient(limited) as client,
+        pytest.raises(DocumentError, match=r"more than 30 MB of text|more than 120 MB of memory"),
     ):
         client.parse(descriptor(path), path.name)
 

@@ -180,3 +180,8 @@ def test_pdf_that_cannot_be_read(make_pdf: Callable[..., bytes]) -> None:
         parse(make_pdf([""]), "a.pdf")
     with pytest.raises(DocumentError, match="broken PDF"):
         parse(b"%PDF-1.7\n" + bytes(range(256)) * 10, "a.pdf")
+
+
+def test_formulas_of_html_are_text_without_their_source() -> None:
+    page = b"<p>Area <math><mi>a</mi><mo>=</mo><mn>2</mn><annotation>\\frac{x}</annotation></math> here</p>"
+    assert parse(b"<html><body>" + page + b"</body></html>", "a.html")[1].text == "Area a=2 here"

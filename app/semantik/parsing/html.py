@@ -15,8 +15,8 @@ _HIDDEN_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGN
 _SPACE = re.compile(r"[ \t\n\f\r]+")
 
 _INVISIBLE = frozenset(
-    {"head", "script", "style", "template", "noscript", "iframe", "object", "embed", "svg", "math", "canvas"}
-    | {"audio", "video", "select", "datalist"}
+    {"head", "script", "style", "template", "noscript", "iframe", "object", "embed", "svg", "canvas"}
+    | {"audio", "video", "select", "datalist", "annotation", "annotation-xml"}
 )
 _HEADINGS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
 _PARAGRAPHS = frozenset(
