@@ -269,7 +269,7 @@ def _flat_batches(pool: Batch, budget: int, *, keep_rest: bool) -> Iterator[Batc
         while count < len(pool) and tokens + len(pool[-count - 1][1].ids) <= budget:
             count += 1
             tokens += len(pool[-count][1].ids)
-        if keep_rest and count == len(pool):
+        if keep_rest and count == len(pool) and tokens < budget:
             return
         count = max(1, count)
         batch = pool[-count:]

@@ -231,6 +231,8 @@ def test_batches_without_padding_are_as_large_as_the_budget_allows() -> None:
     assert sorted(key for batch in full + rest for key, _ in batch) == list(range(400))
     # A chunk longer than the budget runs alone, also at the end.
     assert [len(batch) for batch in _flat_batches([(0, pool[-1][1])] * 2, 100, keep_rest=True)] == [1, 1]
+    # A pool of exactly the budget is a full batch: waiting for more, the engine would turn in circles.
+    assert [len(batch) for batch in _flat_batches([pool[0]] * 4, 4 * 8, keep_rest=True)] == [4]
 
 
 def test_unchanged_documents_are_skipped(model: Model, engine_settings: Settings, corpus: list[Path]) -> None:
