@@ -12,6 +12,7 @@ Imports torch: only for processes that load a model.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from inspect import signature
 from itertools import groupby
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from semantik import apart
 from semantik.logs import event
 from semantik.packed import Packing, round_rows
 
@@ -27,12 +29,8 @@ log = logging.getLogger("semantik.model")
 
 #: The name of this attention among those of transformers.
 ATTENTION = "semantik"
-#: Least cosine to each text alone, which computes the same in another order: in float32, and in half
-#: precision, where the order shows.
-LEAST_COSINE = 0.9999
-LEAST_COSINE_HALF = 0.999
-# Lengths of the probe's texts: some alike, one of a single token beside its special ones.
-_PROBE = (3, 17, 17, 40)
+# Cells per token, at most, where texts are padded for the modules behind the transformer.
+_MOST_CELLS = 2
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,8 @@ class _Layout:
     lengths: list[int]
     longest: int
     bounds: Tensor  # int32 (n + 1,): where each text starts, and the end
+    texts: Tensor  # int64 (T,): of which text a token is
     positions: Tensor  # int64 (T,): of a token in its text
-    cells: Tensor  # int64 (T,): of a token in a padded batch of (n, longest)
 
 
 # Of the pass under way in this process, None outside of one: calls do not overlap.
@@ -76,21 +74,27 @@ class Forward:
                 states = transformer(input_ids=ids[None], position_ids=positions[None])[0][0, :tokens]
             finally:
                 _layout = None
-            # What follows (pooling, dense, normalisation) is as the model's modules have it; it is cheap.
-            shape = (len(lengths), layout.longest)
-            padded = states.new_zeros((shape[0] * shape[1], states.shape[1]))
-            padded[layout.cells] = states
-            mask = torch.zeros(shape[0] * shape[1], dtype=torch.int64, device=states.device)
-            mask[layout.cells] = 1
-            features = {
-                "token_embeddings": padded.view(*shape, -1),
-                "attention_mask": mask.view(shape),
-                "prompt_length": self._prompt_length,
-            }
-            for module in list(self._network)[1:]:
-                features = module(features)
-            vectors: Tensor = features["sentence_embedding"]
-            return vectors
+            vectors = [self._pool(states, layout, *run) for run in _alike(lengths)]
+            return vectors[0] if len(vectors) == 1 else torch.cat(vectors)
+
+    def _pool(self, states: Tensor, layout: _Layout, first: int, last: int, start: int, end: int) -> Tensor:
+        """Return the vectors of texts [first, last), whose tokens are [start, end), padded to the longest."""
+        # What follows (pooling, dense, normalisation) is as the model's modules have it; it is cheap.
+        shape = (last - first, max(layout.lengths[first:last]))
+        cells = (layout.texts[start:end] - first) * shape[1] + layout.positions[start:end]
+        padded = states.new_zeros((shape[0] * shape[1], states.shape[1]))
+        padded[cells] = states[start:end]
+        mask = torch.zeros(shape[0] * shape[1], dtype=torch.int64, device=states.device)
+        mask[cells] = 1
+        features: dict[str, Any] = {
+            "token_embeddings": padded.view(*shape, -1),
+            "attention_mask": mask.view(shape),
+            "prompt_length": self._prompt_length,
+        }
+        for module in list(self._network)[1:]:
+            features = module(features)
+        vectors: Tensor = features["sentence_embedding"]
+        return vectors
 
 
 def unpadded(network: Any, device: str, *, prompt_length: int = 0) -> Forward | None:
@@ -104,50 +108,29 @@ def unpadded(network: Any, device: str, *, prompt_length: int = 0) -> Forward | 
     if transformer is None or (device == "cuda" and not _has_kernel(transformer)):
         return None
     previous = getattr(transformer.config, "_attn_implementation", None)
+    if previous != "sdpa" or (lengths := apart.lengths(network, device)) is None:
+        return None
     with torch.inference_mode():
-        expected = _padded(network, device, prompt_length)
-        if previous != "sdpa" or not _adopt(transformer):
+        probe = apart.probe(network, device, lengths)
+        expected = apart.alone(network, probe, prompt_length)
+        if not _adopt(transformer):
             return None
         offset = _position_offset(transformer)
         forward = Forward(network, device, position_offset=offset, prompt_length=prompt_length)
-        if (reason := _differs(forward, network, expected)) is not None:
+        if (reason := apart.differs(forward, network, probe, expected)) is not None:
             transformer.set_attn_implementation(previous)
             event(log, "this model runs with padding", reason=reason)
             return None
         if device == "cpu":
             packing = Packing(transformer)
-            if (reason := _differs(forward, network, expected)) is None:
+            # A processor that cannot, or a network that looks into its layers.
+            reason = packing.pack() or apart.differs(forward, network, probe, expected)
+            if reason is None:
                 packing.settle()
-            else:  # a network that looks into its layers
+            else:
                 packing.undo()
                 event(log, "this model's weights stay as they are", reason=reason)
     return forward
-
-
-def _differs(forward: Forward, network: Any, expected: Tensor) -> str | None:
-    """Return why the pass must not be used for this network, None where its vectors are the `expected`."""
-    try:
-        found = forward(torch.cat(_probe(network, str(expected.device))), list(_PROBE)).float()
-    except Exception as error:  # whatever a network's own code does with a row of many texts
-        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    cosine = torch.nn.functional.cosine_similarity(found, expected).min().item()
-    least = LEAST_COSINE if network[0].auto_model.dtype == torch.float32 else LEAST_COSINE_HALF
-    return None if cosine >= least else f"its vectors are bent, cosine {cosine:.4f}"
-
-
-def _probe(network: Any, device: str) -> list[Tensor]:
-    words = network[0].auto_model.get_input_embeddings().num_embeddings
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(words // 2, words, (length,), generator=generator).to(device) for length in _PROBE]
-
-
-def _padded(network: Any, device: str, prompt_length: int) -> Tensor:
-    """Return the probe's vectors, each text computed alone, so that no padding and no mask is there."""
-    vectors = []
-    for ids in _probe(network, device):
-        features = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]}
-        vectors.append(network({**features, "prompt_length": prompt_length})["sentence_embedding"])
-    return torch.cat(vectors).float()
 
 
 def _adopt(transformer: Any) -> bool:
@@ -195,7 +178,22 @@ def _lay_out(lengths: list[int], device: str) -> _Layout:
     bounds[1:] = sizes.cumsum(0)
     texts = torch.repeat_interleave(torch.arange(len(lengths), device=device), sizes, output_size=total)
     positions = torch.arange(total, device=device) - bounds[:-1].long()[texts]
-    return _Layout(lengths, longest, bounds, positions, texts * longest + positions)
+    return _Layout(lengths, longest, bounds, texts, positions)
+
+
+def _alike(lengths: list[int]) -> Iterator[tuple[int, int, int, int]]:
+    """Yield runs of texts that are padded together, as (first, last, start of tokens, end of tokens).
+
+    One long text among short ones must not make a batch of a few MB one of many GB.
+    """
+    first = start = end = longest = 0
+    for at, length in enumerate(lengths):
+        widest = max(longest, length)
+        if at > first and (at + 1 - first) * widest > _MOST_CELLS * (end + length - start):
+            yield first, at, start, end
+            first, start, widest = at, end, length
+        longest, end = widest, end + length
+    yield first, len(lengths), start, end
 
 
 def _mask(*arguments: Any, **options: Any) -> Any:

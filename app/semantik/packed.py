@@ -55,13 +55,24 @@ class PackedLinear(torch.nn.Module):
 
 
 class Packing:
-    """The linear layers of a network replaced in place, none without oneDNN; `undo` puts them back."""
+    """Replaces the linear layers of a network in place; `undo` puts them back."""
 
     def __init__(self, transformer: Any) -> None:
+        self._transformer = transformer
         self._replaced: list[tuple[Any, str, Any]] = []
+
+    def pack(self) -> str | None:
+        """Replace them, none without oneDNN; return why it cannot be done, with some replaced already."""
         if not torch._C._has_mkldnn:
-            return
-        for module in list(transformer.modules()):
+            return None
+        try:
+            self._pack()
+        except (RuntimeError, AttributeError) as error:  # a processor without what oneDNN needs for bfloat16
+            return " ".join(str(error).split())[:200]
+        return None
+
+    def _pack(self) -> None:
+        for module in list(self._transformer.modules()):
             for name, layer in list(module.named_children()):
                 if type(layer) is torch.nn.Linear and layer.weight.dtype in (torch.float32, torch.bfloat16):
                     gelu = name == "dense" and _exact_gelu(getattr(module, "intermediate_act_fn", None))

@@ -15,7 +15,10 @@ import torch
 import torch.nn.attention.varlen
 import transformers
 from sentence_transformers import SentenceTransformer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from semantik import apart
 from semantik import forward as forward_module
 from semantik.forward import Forward, unpadded
 from semantik.packed import PackedLinear
@@ -156,6 +159,74 @@ def test_the_probe_sees_texts_that_look_at_each_other(
     assert unpadded(built, "cpu") is None
 
 
+def test_the_probe_reaches_beyond_the_window_of_layers(
+    network: Callable[..., SentenceTransformer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This architecture tells its window to the mask alone, which a batch without padding has not."""
+    config = transformers.Qwen2MoeConfig(
+        **SMALL, vocab_size=30522, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2,
+        moe_intermediate_size=32, shared_expert_intermediate_size=32,
+        use_sliding_window=True, sliding_window=48, max_window_layers=1,
+    )  # fmt: skip
+    built = network(config)
+    assert unpadded(built, "cpu") is None
+    monkeypatch.setattr(apart, "_WINDOWS", ())
+    assert unpadded(built, "cpu") is not None, "without such a text nothing is found"
+
+
+def test_a_window_too_long_to_be_tried_goes_the_padded_way(
+    network: Callable[..., SentenceTransformer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = transformers.MistralConfig(**SMALL, vocab_size=30522, num_key_value_heads=2, sliding_window=100)
+    built = network(config)
+    with monkeypatch.context() as quick:
+        quick.setattr(apart, "_LONGEST", {"cpu": 60})
+        assert unpadded(built, "cpu") is None
+        built.max_seq_length = 90  # no text is as long as the window
+        assert apart.lengths(built, "cpu") == list(apart._LENGTHS)
+    built.max_seq_length = 128
+    assert unpadded(built, "cpu") is not None
+
+
+def test_a_device_without_memory_says_nothing_of_the_network(
+    network: Callable[..., SentenceTransformer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr(forward_module, "_attend_cpu", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        unpadded(network(NETWORKS["bert"][0]()), "cpu")
+
+
+def test_a_long_text_among_short_ones_takes_no_more_memory(
+    network: Callable[..., SentenceTransformer],
+) -> None:
+    class Largest(TorchDispatchMode):
+        size = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            for leaf in tree_leaves(out):
+                if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:
+                    self.size = max(self.size, leaf.numel())
+            return out
+
+    built = network(NETWORKS["bert"][0]())
+    lengths = [100, 31, 30, *[3] * 120, 50]
+    texts = texts_of(lengths)
+    expected = alone(built, texts)
+    forward = unpadded(built, "cpu")
+    assert forward is not None
+    with Largest() as largest:
+        found = forward(torch.cat(texts), lengths)
+    assert torch.allclose(found, expected, atol=2e-5)
+    tokens = 640  # 571, rounded
+    assert largest.size <= tokens * 96, (
+        "what the widest layer takes; all texts as wide as one: 124 * 100 * 64"
+    )
+
+
 def test_linear_layers_are_packed_and_gelu_is_computed_with_them(
     network: Callable[..., SentenceTransformer],
 ) -> None:
@@ -238,6 +309,27 @@ def test_a_network_that_looks_into_its_layers_keeps_them(
     forward = unpadded(built, "cpu")
     assert forward is not None
     assert type(built[0].auto_model.encoder.layer[0].intermediate.dense) is torch.nn.Linear
+    texts = texts_of([12, 5])
+    assert torch.allclose(forward(torch.cat(texts), [12, 5]), alone(built, texts), atol=2e-5)
+
+
+def test_a_processor_that_cannot_pack_keeps_its_layers(
+    network: Callable[..., SentenceTransformer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = network(NETWORKS["bert"][0]())
+    pack, packed = torch.ops.mkldnn._reorder_linear_weight, []
+
+    def reorder(*arguments: Any) -> torch.Tensor:
+        if len(packed) == 2:
+            raise RuntimeError("mkldnn_reorder_linear_weight: bf16 path needs the cpu support avx512bw")
+        packed.append(pack(*arguments))
+        return packed[-1]
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", reorder)
+    forward = unpadded(built, "cpu")
+    assert forward is not None
+    assert len(packed) == 2
+    assert not any(isinstance(module, PackedLinear) for module in built.modules())
     texts = texts_of([12, 5])
     assert torch.allclose(forward(torch.cat(texts), [12, 5]), alone(built, texts), atol=2e-5)
 
