@@ -19,9 +19,9 @@ def environment(settings: Settings) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TRANSFORMERS_OFFLINE"] = "1"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    # A thread that waits for its siblings spins for some 50 microseconds, then sleeps. By default it spins for
-    # a hundred times as long: where parsers share its core, the sibling that it waits for does not get there,
-    # and a third of the work per CPU second was measured. Not to spin at all costs a fifth on idle cores.
+    # A thread that waits for its siblings spins for some 50 microseconds, then sleeps. By default it spins
+    # for far longer: where parsers share its core, the sibling that it waits for does not get there, and a
+    # third of the work per CPU second was measured. Not to spin at all costs a fifth on idle cores.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     # What oneDNN and its wrapper keep for shapes that they have met: a thousand each, a megabyte apiece.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")

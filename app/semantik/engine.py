@@ -104,6 +104,7 @@ class _Document:
 
     pending: int = 0  # chunks whose vectors are not out yet
     finished: Finished | None = None  # set when all its chunks are known
+    error: str | None = None  # why it fails though all was well until the forward pass
 
 
 class _Run:
@@ -213,17 +214,26 @@ class _Run:
             stats.padding_tokens += len(batch) * max(len(chunk.ids) for _, chunk in batch) - tokens
         stats.oom_splits = self._model.oom_splits - self._splits
         stats._batches.pop(0)
-        for (key, chunk), vector in zip(batch, vectors, strict=True):
-            yield Row(key, chunk.ordinal, chunk.text, chunk.place, len(chunk.ids), vector)
+        finite: list[bool] = np.isfinite(vectors).all(axis=1).tolist()
+        for (key, chunk), vector, usable in zip(batch, vectors, finite, strict=True):
             document = self._open[key]
+            if usable:
+                yield Row(key, chunk.ordinal, chunk.text, chunk.place, len(chunk.ids), vector)
+            else:
+                document.error = (
+                    f"the model gives chunk {chunk.ordinal} no finite vector in {self._model.precision}: "
+                    "a number in it overflows"
+                )
             document.pending -= 1
             if document.finished is not None and not document.pending:
                 yield self._end(key, document.finished)
 
     def _end(self, key: int, finished: Finished) -> Finished:
-        del self._open[key]
+        document = self._open.pop(key)
         self._stats.documents += 1
-        return finished
+        if document.error is None:
+            return finished
+        return Finished(key, "failed", document.error, finished.content_hash, finished.size)
 
     def _given(self, results: Iterator[Row | Finished | Mark]) -> Iterator[Row | Finished | Mark]:
         """Hand results out, counting the time that the caller keeps each."""

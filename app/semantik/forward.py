@@ -124,9 +124,9 @@ def unpadded(network: Any, device: str, *, prompt_length: int = 0) -> Forward | 
         if device == "cpu":
             packing = Packing(transformer)
             # A processor that cannot, or a network that looks into its layers.
-            reason = packing.pack() or apart.differs(forward, network, probe, expected)
+            reason = packing.try_some() or apart.differs(forward, network, probe, expected)
             if reason is None:
-                packing.settle()
+                packing.finish()
             else:
                 packing.undo()
                 event(log, "this model's weights stay as they are", reason=reason)

@@ -49,7 +49,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Finished:
-    """A document's end, after all its rows. `error`: why it failed, or a note on an embedded one."""
+    """A document's end, after all its rows. `error`: why it failed, or a note on an embedded one.
+
+    Rows of a document that then fails (the model overflowed on one of its chunks) are to be dropped.
+    """
 
     key: int
     outcome: Outcome

@@ -55,30 +55,33 @@ class PackedLinear(torch.nn.Module):
 
 
 class Packing:
-    """Replaces the linear layers of a network in place; `undo` puts them back."""
+    """Replaces the linear layers of a network in place: one of each kind on trial, then the rest.
+
+    So the weights are in memory once, but for those on trial; `undo` puts these back.
+    """
 
     def __init__(self, transformer: Any) -> None:
         self._transformer = transformer
         self._replaced: list[tuple[Any, str, Any]] = []
 
-    def pack(self) -> str | None:
-        """Replace them, none without oneDNN; return why it cannot be done, with some replaced already."""
-        if not torch._C._has_mkldnn:
-            return None
+    def try_some(self) -> str | None:
+        """Replace one layer of each kind of place; return why it cannot be done, with some replaced."""
+        tried = set()
         try:
-            self._pack()
+            for module, name in self._places():
+                if (type(module), name) not in tried:
+                    tried.add((type(module), name))
+                    self._replace(module, name)
         except (RuntimeError, AttributeError) as error:  # a processor without what oneDNN needs for bfloat16
             return " ".join(str(error).split())[:200]
         return None
 
-    def _pack(self) -> None:
-        for module in list(self._transformer.modules()):
-            for name, layer in list(module.named_children()):
-                if type(layer) is torch.nn.Linear and layer.weight.dtype in (torch.float32, torch.bfloat16):
-                    gelu = name == "dense" and _exact_gelu(getattr(module, "intermediate_act_fn", None))
-                    if gelu:  # a BERT's intermediate layer
-                        self._replace(module, "intermediate_act_fn", torch.nn.Identity())
-                    self._replace(module, name, PackedLinear(layer, gelu=gelu))
+    def finish(self) -> None:
+        """Replace the others, each of which then gives its memory back."""
+        self._replaced.clear()
+        for module, name in self._places():
+            self._replace(module, name)
+            self._replaced.clear()
 
     def undo(self) -> None:
         """Put back what was replaced."""
@@ -86,12 +89,25 @@ class Packing:
             module, name, own = self._replaced.pop()
             setattr(module, name, own)
 
-    def settle(self) -> None:
-        """Keep the replacement, and give the memory of what was replaced back."""
-        self._replaced.clear()
+    def _places(self) -> list[tuple[Any, str]]:
+        """Return the layers to replace, as (parent, name): none without oneDNN."""
+        return [
+            (module, name)
+            for module in self._transformer.modules()
+            for name, layer in module.named_children()
+            if torch._C._has_mkldnn
+            and type(layer) is torch.nn.Linear
+            and layer.weight.dtype in (torch.float32, torch.bfloat16)
+        ]
 
-    def _replace(self, module: Any, name: str, new: Any) -> None:
-        self._replaced.append((module, name, getattr(module, name)))
+    def _replace(self, module: Any, name: str) -> None:
+        layer = getattr(module, name)
+        gelu = name == "dense" and _exact_gelu(getattr(module, "intermediate_act_fn", None))
+        new = PackedLinear(layer, gelu=gelu)
+        if gelu:  # a BERT's intermediate layer
+            self._replaced.append((module, "intermediate_act_fn", module.intermediate_act_fn))
+            module.intermediate_act_fn = torch.nn.Identity()
+        self._replaced.append((module, name, layer))
         setattr(module, name, new)
 
 

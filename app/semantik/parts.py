@@ -246,7 +246,9 @@ class Run:
         remarks: list[Remark] = []
         entries: list[tuple[str, str, Row]] = []
         for key, item in zip(keys, group.documents, strict=True):
-            end, own = ends[key], sorted(rows.get(key, ()), key=lambda row: row.ordinal)
+            end = ends[key]
+            kept = rows.get(key, ()) if end.outcome == "embedded" else ()
+            own = sorted(kept, key=lambda row: row.ordinal)
             if [row.ordinal for row in own] != list(range(end.chunks)):
                 raise RuntimeError(f"{item.uri} has {len(own)} rows, and says {end.chunks}")
             digest = end.content_hash.hex() if end.content_hash else ""

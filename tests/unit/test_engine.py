@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from semantik.channel import Channel, Closed, Empty, Ordered
 from semantik.chunking import Chunk
@@ -233,6 +234,30 @@ def test_batches_without_padding_are_as_large_as_the_budget_allows() -> None:
     assert [len(batch) for batch in _flat_batches([(0, pool[-1][1])] * 2, 100, keep_rest=True)] == [1, 1]
     # A pool of exactly the budget is a full batch: waiting for more, the engine would turn in circles.
     assert [len(batch) for batch in _flat_batches([pool[0]] * 4, 4 * 8, keep_rest=True)] == [4]
+
+
+def test_a_vector_that_is_not_finite_fails_its_document(
+    model: Model, engine_settings: Settings, tmp_path: Path
+) -> None:
+    words = {"good": "bread and boats. " * 200, "bad": "bread and boats. " * 200 + " zyzzyva"}
+    paths = [tmp_path / f"{name}.txt" for name in words]
+    for path, text in zip(paths, words.values(), strict=True):
+        path.write_text(text)
+    ids = model.tokenizer.encode("zyzzyva", add_special_tokens=False).ids
+    table = model._network[0].auto_model.get_input_embeddings().weight
+    with torch.no_grad():
+        kept = table[ids[-1]].clone()
+        table[ids[-1]] = float("inf")
+    try:
+        rows, ends = collect(engine(model, engine_settings).run(sources(paths), never))
+    finally:
+        with torch.no_grad():
+            table[ids[-1]] = kept
+    assert (ends[0].outcome, len(rows[0])) == ("embedded", ends[0].chunks)
+    assert (ends[1].outcome, ends[1].chunks) == ("failed", 0)
+    assert ends[1].error is not None
+    assert f"gives chunk {ends[0].chunks - 1} no finite vector in float32" in ends[1].error
+    assert all(np.isfinite(row.vector).all() for some in rows.values() for row in some)
 
 
 def test_unchanged_documents_are_skipped(model: Model, engine_settings: Settings, corpus: list[Path]) -> None:
