@@ -214,7 +214,7 @@ class _Run:
             stats.padding_tokens += len(batch) * max(len(chunk.ids) for _, chunk in batch) - tokens
         stats.oom_splits = self._model.oom_splits - self._splits
         stats._batches.pop(0)
-        finite: list[bool] = np.isfinite(vectors).all(axis=1).tolist()
+        finite = list(np.isfinite(vectors).all(axis=1))
         for (key, chunk), vector, usable in zip(batch, vectors, finite, strict=True):
             document = self._open[key]
             if usable:
