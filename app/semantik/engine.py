@@ -214,10 +214,9 @@ class _Run:
             stats.padding_tokens += len(batch) * max(len(chunk.ids) for _, chunk in batch) - tokens
         stats.oom_splits = self._model.oom_splits - self._splits
         stats._batches.pop(0)
-        finite = list(np.isfinite(vectors).all(axis=1))
-        for (key, chunk), vector, usable in zip(batch, vectors, finite, strict=True):
+        for (key, chunk), vector in zip(batch, vectors, strict=True):
             document = self._open[key]
-            if usable:
+            if np.isfinite(vector).all():
                 yield Row(key, chunk.ordinal, chunk.text, chunk.place, len(chunk.ids), vector)
             else:
                 document.error = (
