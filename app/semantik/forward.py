@@ -12,6 +12,7 @@ Imports torch: only for processes that load a model.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from inspect import signature
@@ -44,8 +45,13 @@ class _Layout:
     positions: Tensor  # int64 (T,): of a token in its text
 
 
-# Of the pass under way in this process, None outside of one: calls do not overlap.
-_layout: _Layout | None = None
+class _Here(threading.local):
+    """The pass under way in this thread; None outside of one."""
+
+    layout: _Layout | None = None
+
+
+_here = _Here()
 
 
 class Forward:
@@ -60,9 +66,8 @@ class Forward:
 
     def __call__(self, ids: Tensor, lengths: list[int]) -> Tensor:
         """Return the vectors (n, dim) of texts whose ids, int64 (T,), lie one behind the other."""
-        global _layout
         with torch.inference_mode():
-            _layout = layout = _lay_out(lengths, self._device)
+            _here.layout = layout = _lay_out(lengths, self._device)
             tokens = len(ids)
             if self._device == "cpu":
                 # Once here rather than at every layer; attention leaves these out, and so does what follows.
@@ -73,7 +78,7 @@ class Forward:
                 positions = torch.nn.functional.pad(positions, (0, len(ids) - tokens))
                 states = transformer(input_ids=ids[None], position_ids=positions[None])[0][0, :tokens]
             finally:
-                _layout = None
+                _here.layout = None
             vectors = [self._pool(states, layout, *run) for run in _alike(lengths)]
             return vectors[0] if len(vectors) == 1 else torch.cat(vectors)
 
@@ -198,7 +203,7 @@ def _alike(lengths: list[int]) -> Iterator[tuple[int, int, int, int]]:
 
 def _mask(*arguments: Any, **options: Any) -> Any:
     """Make no mask for a batch without padding, and transformers' own for every other."""
-    if _layout is not None:
+    if _here.layout is not None:
         return None
     from transformers.masking_utils import sdpa_mask
 
@@ -212,7 +217,7 @@ def _attend(
 
     Returns (1, T, heads, width). Outside of a batch without padding this is transformers' own.
     """
-    layout = _layout
+    layout = _here.layout
     if layout is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from semantik.description import ModelDescription, describe_model, main
 from semantik.exceptions import DeviceFull, SettingsError
 from semantik.logs import event
 from semantik.prompts import bare_tokenizer, document_prompt, wrapping
-from semantik.staging import DEPTH, Pending, Staging, staging
+from semantik.staging import DEPTH, STREAMS, Pending, Staging, staging
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +47,7 @@ CALM_BATCHES = 256
 
 
 class Model:
-    """A loaded model. One process, one device, one thread: calls do not overlap, batches in flight do."""
+    """A loaded model. One process, one device, one caller: calls do not overlap, batches in flight do."""
 
     def __init__(
         self,
@@ -82,6 +83,7 @@ class Model:
         self._forward: Forward | None = None
         self._staging = staging(device)
         self._turns = cycle(self._staging)
+        self._streams: ThreadPoolExecutor | None = None
 
     def allow(self, token_budget: int) -> None:
         """Set the tokens per batch; out-of-memory lowers it for a while, and never raises it above this."""
@@ -94,6 +96,20 @@ class Model:
 
         self._forward = unpadded(self._network, self.device, prompt_length=self._prompt_length)
 
+    def share(self, threads: int) -> None:
+        """On a CPU, compute several batches at a time from now on, of all `threads` together."""
+        import torch
+
+        count = min(threads, STREAMS)
+        if self.device != "cpu" or count < 2:
+            return
+        each = threads // count
+        torch.set_num_threads(each)
+        self._streams = ThreadPoolExecutor(
+            count, "forward", initializer=torch.set_num_threads, initargs=(each,)
+        )
+        self.depth = count + 1  # one waits, so that no thread does
+
     @property
     def pads(self) -> bool:
         """Whether a batch is computed as wide as its longest text."""
@@ -105,6 +121,9 @@ class Model:
         An item is the ids of one text, special tokens included. Where the device has no memory for the whole
         batch, it is halved until it has. Raises DeviceFull when it has none for a single text.
         """
+        if self._streams is not None:
+            under_way = self._streams.submit(self.launch, batch)
+            return Pending(lambda: under_way.result().result())
         try:
             pending = self.launch(batch)
         except RuntimeError as error:
@@ -262,6 +281,8 @@ def load_model(settings: Settings) -> Model:
             raise
         raise memory.refusal(limit, error) from error
     model.warm_up()
+    if settings.role != "query":  # one question has no other beside it
+        model.share(torch.get_num_threads())
     if device == "cuda" and not settings.token_budget:
         memory.fit_budget(model, limit)
     return model

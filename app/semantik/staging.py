@@ -12,8 +12,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: Batches in flight. While a GPU works on one, the next is packed and copied and the last is taken over by
-#: the database; a third covers the moments in which the caller is late. A CPU has nobody to wait for.
+#: the database; a third covers the moments in which the caller is late. A CPU that computes one batch at a
+#: time has nobody to wait for.
 DEPTH = {"cpu": 1, "cuda": 3}
+#: Batches that a CPU computes at a time, at most. Two threads with a batch each wait for nobody; two that
+#: share a batch wait for each other after every operation.
+STREAMS = 4
 
 
 class Pending:

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +22,7 @@ from fake_gpu import FakeGpu
 from semantik import device
 from semantik import model as model_module
 from semantik.exceptions import SettingsError
-from semantik.model import Model, describe_model, load_model
+from semantik.model import Model, Pending, describe_model, load_model
 from semantik.precision import min_cosine
 from semantik.prompts import document_prompt
 from semantik.settings import Settings
@@ -162,7 +164,9 @@ def test_settings_reach_torch(engine_settings: Settings, monkeypatch: pytest.Mon
     before = torch.get_num_threads()
     try:
         loaded = load_model(
-            replace(engine_settings, threads=2, model="bge", model_revision="r1", token_budget=99)
+            replace(
+                engine_settings, threads=2, role="query", model="bge", model_revision="r1", token_budget=99
+            )
         )
         assert torch.get_num_threads() == 2
         assert (loaded.name, loaded.revision, loaded.token_budget) == ("bge", "r1", 99)
@@ -194,6 +198,40 @@ def test_documents_take_the_prompt_that_encode_document_takes(model: Model) -> N
     assert document_prompt(network) == "q: "
     network.default_prompt_name = None
     assert document_prompt(network) == ""
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Leave torch with the one thread that the other tests have."""
+    yield
+    torch.set_num_threads(1)
+
+
+def test_a_cpu_with_several_threads_computes_a_batch_on_each(
+    model: Model, engine_settings: Settings, one_thread: None
+) -> None:
+    shared = load_model(replace(engine_settings, threads=2))
+    assert (shared.depth, torch.get_num_threads()) == (3, 1)
+    batches = [[ids_of(model, f"{word} of the sea. " * times) for times in (1, 9, 30)] for word in "abcdefgh"]
+    seen: set[str] = set()
+    launch = shared.launch
+
+    def named(batch: Any) -> Pending:
+        seen.add(threading.current_thread().name)
+        return launch(batch)
+
+    shared.launch = named  # type: ignore[method-assign]
+    pending = [shared.start(batch) for batch in batches]
+    for batch, own in zip(batches, pending, strict=True):
+        assert np.array_equal(own.result(), model.embed_ids(batch)), "the bits of one thread alone"
+    assert seen == {"forward_0", "forward_1"}
+    with pytest.raises(IndexError):
+        shared.start([np.array([10**9])]).result()
+
+
+def test_a_worker_of_questions_has_all_threads_for_one(engine_settings: Settings, one_thread: None) -> None:
+    asked = load_model(replace(engine_settings, threads=2, role="query"))
+    assert (asked.depth, torch.get_num_threads()) == (1, 2)
 
 
 def on_gpu(settings: Settings, **changes: Any) -> Model:
