@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+# Read when torch is imported: its threads must not spin for each other where other tests share the cores.
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
 # Before any test imports Ansible's modules: those replace sys.intern, which torch's compiler then refuses.
-import torch._dynamo  # noqa: F401
+import torch._dynamo
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -19,6 +22,9 @@ from fake_gpu import gpu  # noqa: F401 (a fixture)
 
 from semantik.model import Model, load_model
 from semantik.settings import Settings
+
+# As the settings below have it; networks that tests build by themselves get no other number.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
