@@ -244,7 +244,9 @@ def test_a_contender_stands_still_between_its_runs(worker: Any) -> None:
     running = worker()
     running.start()
     running.run({})
-    state = processes._stat(running._process.pid)[0]
+    deadline = time.monotonic() + 10  # the signal is on its way, and the process must run once to take it
+    while (state := processes._stat(running._process.pid)[0]) != "T" and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert state == "T"
 
 
