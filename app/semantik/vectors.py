@@ -195,6 +195,7 @@ def nearest(path: Path, question: NDArray[np.float32], limit: int) -> list[Hit]:
             )
         for number in range(file.num_row_groups):
             scores = _cosines(file.read_row_group(number, columns=["embedding"]), unit)
+            pa.default_memory_pool().release_unused()
             for row in np.argsort(-scores, kind="stable")[:limit].tolist():
                 entry = (float(scores[row]), -number, -row)
                 if len(best) < limit:

@@ -115,8 +115,8 @@ def test_every_format_is_read_behind_the_socket(cluster: Cluster, operator: Oper
     for name, (place, _) in FORMATS.items():
         found = rows(
             cluster,
-            f"SELECT count(*) FROM chunks_{number} c JOIN documents d ON d.id = c.document_id "
+            f"SELECT count(*) > 0 FROM chunks_{number} c JOIN documents d ON d.id = c.document_id "
             f"WHERE d.uri = '{uri}/{name}' AND c.text LIKE '%{place} counts puffins%'",
         )
-        assert found == ["1"], name
+        assert found == ["t"], name
     operator.run("collections", "drop", "testinfra-formats", "--yes")

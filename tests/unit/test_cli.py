@@ -344,3 +344,17 @@ def test_json_lines_are_whole_objects_on_change(capsys: pytest.CaptureFixture[st
 
 def test_every_final_state_has_an_exit_status() -> None:
     assert EXIT == {"completed": 0, "completed_with_errors": 3, "failed": 1, "cancelled": 1}
+
+
+def test_a_collection_is_searched_from_a_directory_that_this_user_may_not_look_into(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def denied(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_file", denied)
+    monkeypatch.delenv("CELERY_BROKER_URL", raising=False)
+    assert semantik.cli.main(["search", "manuals", "a question"]) == 1
+    said = capsys.readouterr().err
+    assert "Permission denied" not in said
+    assert "is not set" in said, "it asks the cluster"

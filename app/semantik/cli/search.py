@@ -37,7 +37,7 @@ def search(collection: str, question: str, limit: int, model_dir: str | None) ->
     """
     if not question.strip():
         raise click.BadParameter("is empty", param_hint="'QUESTION'")
-    if collection.endswith(".parquet") or Path(collection).is_file():
+    if collection.endswith(".parquet") or _is_file(collection):
         hits = _in_file(Path(collection), question, limit, model_dir)
         none = "holds no chunks"
     else:
@@ -54,6 +54,13 @@ def search(collection: str, question: str, limit: int, model_dir: str | None) ->
         place = f"  ({printable(hit.place)})" if hit.place else ""
         click.echo(f"{hit.score:.3f}  {printable(hit.uri)}{place}")
         click.echo(f"       {shorten(printable(hit.text), EXCERPT)}\n")
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except OSError:  # whoever came here by su or sudo may not look into the directory they are in
+        return False
 
 
 def _in_collection(collection: str, question: str, limit: int) -> Sequence[Hit]:
