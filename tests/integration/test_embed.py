@@ -37,10 +37,10 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The beginnings of the documentation's pages, some 50 KB, and one file that is none."""
+    """The beginnings of the documentation's pages, some 100 KB, and one file that is none."""
     root = tmp_path_factory.mktemp("documents")
     for page in sorted(DOCUMENTATION.glob("*.md")):
-        (root / page.name).write_text(page.read_text(encoding="utf-8")[:6_000], encoding="utf-8")
+        (root / page.name).write_text(page.read_text(encoding="utf-8")[:12_000], encoding="utf-8")
     (root / "broken.pdf").write_bytes(b"no PDF at all")
     return root
 
@@ -96,10 +96,10 @@ def test_killed_again_and_again_the_file_is_that_of_one_run(
     """SIGKILL at random moments, each a part or more further than the last, then a run to the end."""
     draw, output = random.Random(20), tmp_path / "vectors.parquet"
     reached = 0
-    for _ in range(4):
+    for _ in range(3):
         process = start(environment, "embed", documents, "-o", output, *SIZES)
         wait_for_parts(process, output, reached + 1)
-        time.sleep(draw.uniform(0, 0.8))
+        time.sleep(draw.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert not output.exists()
