@@ -194,7 +194,9 @@ def nearest(path: Path, question: NDArray[np.float32], limit: int) -> list[Hit]:
                 "model that the file was made with"
             )
         for number in range(file.num_row_groups):
-            scores = _cosines(file.read_row_group(number, columns=["embedding"]), unit)
+            some = file.read_row_group(number, columns=["embedding"], use_threads=False)
+            scores = _cosines(some, unit)
+            del some
             pa.default_memory_pool().release_unused()
             for row in np.argsort(-scores, kind="stable")[:limit].tolist():
                 entry = (float(scores[row]), -number, -row)
