@@ -202,7 +202,8 @@ def release(device: str) -> None:
 def table(report: dict[str, Any]) -> str:
     """Return the report for people."""
     lines = [
-        f"{report['device']}, torch {report['torch']}; thousand tokens/s",
+        f"{report['device']}, torch {report['torch']}; thousand tokens/s (`encode` tokenizes "
+        "within the time, the engine has its ids already)",
         f"{'model':<22}{'length':>7}{'encode':>9}{'best':>9}{'engine':>9}{'ratio':>7}{'to best':>8}{'MFU':>6}"
         f"{'cosine':>10}{'peak GB':>9}{'budget':>8}  precision",
     ]

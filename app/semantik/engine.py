@@ -10,6 +10,7 @@ and is raised to the caller; closing the generator ends every thread and parser.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import time
 from bisect import bisect_right
@@ -300,7 +301,9 @@ def _give_memory_back(device: str) -> None:
     if device == "cuda":
         import torch
 
-        torch.cuda.empty_cache()
+        # A context that broke answers every call with an error; the one that broke it is to be told.
+        with contextlib.suppress(RuntimeError):
+            torch.cuda.empty_cache()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
     if trim is not None:
         trim(0)

@@ -39,6 +39,7 @@ _TIMED = 3
 _OUT_OF_MEMORY = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # its handle, made at the first product, found no room
     "DefaultCPUAllocator: can't allocate memory",
 )
 
