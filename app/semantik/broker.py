@@ -37,3 +37,17 @@ def reach(app: Any) -> None:
                 server.ping()
         except redis.exceptions.RedisError as error:
             raise BrokerUnavailable(f"Redis cannot be reached ({' '.join(str(error).split())})") from error
+
+
+def describe(error: BaseException) -> str:
+    """Return what the log says of a Redis that does not serve: it is away, full, or refuses."""
+    import redis
+
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, redis.exceptions.OutOfMemoryError):
+            return "redis full: it refuses what needs memory until there is some; raise redis_memory_max"
+        if isinstance(seen, redis.exceptions.ResponseError):
+            return "redis refuses"
+        seen = seen.__cause__ or seen.__context__
+    return "redis away"

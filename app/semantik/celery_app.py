@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from typing import Any
 
@@ -25,6 +26,14 @@ RESULT_EXPIRES = 86_400
 #: Seconds without an answer from Redis until a socket counts as dead. redis-py's default waits for ever.
 SOCKET_SECONDS = 10.0
 CONNECT_SECONDS = 4.0
+#: A host that is cut off is noticed in about 25 s, also where a socket only waits; the kernel's default is
+#: two hours. What was sent counts as lost after that time too, so that no retransmission backs off longer.
+_KEEPALIVE = {
+    socket.TCP_KEEPIDLE: 10,
+    socket.TCP_KEEPINTVL: 5,
+    socket.TCP_KEEPCNT: 3,
+    socket.TCP_USER_TIMEOUT: 25_000,  # milliseconds
+}
 
 
 def slot_queue(slot: str) -> str:
@@ -42,6 +51,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "socket_timeout": SOCKET_SECONDS,
         "socket_connect_timeout": CONNECT_SECONDS,
         "socket_keepalive": True,
+        "socket_keepalive_options": _KEEPALIVE,
         "health_check_interval": 10,
     }
     conf: dict[str, Any] = {
@@ -51,6 +61,9 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "result_backend_transport_options": {
             "global_keyprefix": settings.key_prefix,
             "visibility_timeout": settings.visibility_seconds,
+            # Twenty attempts at a Redis that does not answer take minutes, in which the scheduler would stand
+            # still and be ended by its watchdog. Its next turn tries again; a question is asked again.
+            "retry_policy": {"max_retries": 1},
         },
         "visibility_timeout": settings.visibility_seconds,  # the backend reads it here
         "redis_socket_timeout": SOCKET_SECONDS,
@@ -61,6 +74,9 @@ def configuration(settings: Settings) -> dict[str, Any]:
         # A broker that is away is waited for, at the start too, for as long as it takes.
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        # Nor is one that refuses a reason to end: full, or a replica that is not yet promoted.
+        "broker_channel_error_retry": True,
+        "worker_consumer": "semantik.consumer:Consumer",  # comes back within seconds
         # JSON only: a pickled message would be code.
         "accept_content": ["json"],
         "task_serializer": "json",

@@ -48,6 +48,9 @@ _PASSING = (
     "57P02",  # crash of another backend
     "57P03",  # starting up or in recovery
     "57P05",  # idle session ended
+    "25P03",  # idle in a transaction for too long, 25P04: the transaction took too long; both an operator's
+    "25P04",  # settings, and no document's fault
+    "57014",  # the administrator cancelled the statement
     "53",  # out of disk, memory or connections
     "40001",  # serialization failure
     "40P01",  # deadlock
@@ -76,7 +79,7 @@ def connect(
             keepalives_interval=5,
             keepalives_count=3,
             tcp_user_timeout=25_000,
-            options=_SESSION,
+            options=f"{_SESSION} -c idle_in_transaction_session_timeout={_idle_milliseconds(settings)}",
         )
     except psycopg.OperationalError as error:
         reason = " ".join(str(error).split())
@@ -86,13 +89,21 @@ def connect(
         ) from error
 
 
+def _idle_milliseconds(settings: Settings) -> int:
+    """Return for how long a session may stand still between two statements of a transaction: as a lease.
+
+    Nothing here does, and a process that froze there may hold locks without a lease that could run out. One
+    that froze in a COPY is not idle, and the reaper's.
+    """
+    return int(settings.lease_seconds * 1000)
+
+
 def passes(error: BaseException) -> bool:
     """Return whether `error` goes away by itself: connection lost, server restarting, disk full, deadlock."""
     if isinstance(error, DatabaseUnavailable):
         return True
-    if not isinstance(
-        error, (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.InternalError_)
-    ):
+    # Class 25, a standby or a session that was idle for too long, is of psycopg's InternalError.
+    if not isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError)):
         return False
     # libpq's own errors, such as a connection that broke, carry no SQLSTATE.
     return error.sqlstate is None or error.sqlstate.startswith(_PASSING)

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from semantik.sources import Listed, is_local, list_source
+from semantik.sources import Listed, list_source
 
 #: Documents in a group at most: many small ones cost parsing, whatever they weigh.
 MOST_DOCUMENTS = 512
@@ -31,7 +29,7 @@ class Listing:
 
     documents: list[Listed]
     refused: list[Listed]  # each with its error: names that are not UTF-8, directories that cannot be listed
-    passed_over: list[tuple[str, str]]  # (path, what it is): no documents
+    passed_over: list[Listed]  # each with what it is instead: no documents
 
     def fingerprint(self, key: str) -> str:
         """Return a digest of everything that was listed, and of `key`."""
@@ -39,7 +37,7 @@ class Listing:
             key,
             ([item.uri, item.size, item.version] for item in self.documents),
             ([item.uri, item.error] for item in self.refused),
-            self.passed_over,
+            ([item.uri, item.error] for item in self.passed_over),
         )
 
 
@@ -60,44 +58,15 @@ def list_documents(root: str, skip: Callable[[str], bool]) -> Listing:
 
     Raises what `list_source` raises.
     """
-    documents, refused = [], []
+    found = Listing([], [], [])
     for item in list_source(root):
         if item.error is not None:
-            refused.append(item)
+            (found.passed_over if item.no_document else found.refused).append(item)
         elif not skip(item.uri):
-            documents.append(item)
-    documents.sort(key=lambda item: item.uri)
-    refused.sort(key=lambda item: item.uri)
-    passed = sorted(_passed_over(root)) if is_local(root) else []
-    return Listing(documents, refused, passed)
-
-
-def _passed_over(root: str) -> Iterator[tuple[str, str]]:
-    """Yield what `list_source` leaves out below a directory, with what it is."""
-    try:
-        levels = [os.scandir(root)]
-    except OSError:
-        return  # a single document
-    while levels:
-        entry = next(levels[-1], None)
-        if entry is None:
-            levels.pop().close()
-            continue
-        try:
-            if entry.is_dir(follow_symlinks=False):
-                levels.append(os.scandir(entry.path))
-            elif not entry.is_file():
-                yield os.fsencode(entry.path).decode("utf-8", "backslashreplace"), _kind(entry)
-        except OSError:
-            continue  # the listing has it among those that cannot be read
-
-
-def _kind(entry: os.DirEntry[str]) -> str:
-    if entry.is_symlink():
-        return "a link to a directory" if entry.is_dir() else "a link to no file"
-    mode = entry.stat(follow_symlinks=False).st_mode
-    kinds = ((stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"))
-    return next((name for test, name in kinds if test(mode)), "a device")
+            found.documents.append(item)
+    for some in (found.documents, found.refused, found.passed_over):
+        some.sort(key=lambda item: item.uri)
+    return found
 
 
 def cut(documents: list[Listed], most_bytes: int) -> Iterator[Group]:

@@ -1,8 +1,12 @@
-"""Jobs as people meet them: submitted, looked at, cancelled. The row is the truth, the message a hint."""
+"""Jobs as people meet them: submitted, looked at, paused, cancelled, tried again. The row is the truth, the
+message a hint.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -19,6 +23,7 @@ from semantik.database import CANCELLED, WAKE, Connection, query
 from semantik.exceptions import BrokerUnavailable, NotFound, Refused
 from semantik.progress import Progress, progress
 from semantik.settings import Settings
+from semantik.shards import QUARANTINED
 
 __all__ = [
     "Failure",
@@ -28,7 +33,10 @@ __all__ = [
     "failures",
     "get",
     "list_jobs",
+    "pause",
     "progress",
+    "resume",
+    "retry",
     "send",
     "submit",
 ]
@@ -50,6 +58,7 @@ class Job:
     allow_removal: bool
     submitted_by: str
     planned: bool
+    paused: bool  # nothing of it is begun; what runs goes on to the end of its shard
     listed: int  # documents under the URI
     unchanged: int  # of them, not planned again
     documents_total: int
@@ -167,27 +176,114 @@ def waits(connection: Connection, job_id: UUID | str) -> tuple[float, dict[str, 
     return sum(float(seconds) for stage, seconds in rows if stage is None), stages
 
 
-def cancel(connection: Connection, job_id: UUID | str) -> Job:
-    """Stop the job; its fences rise, so no late commit lands. Raises NotFound, Refused when it has ended."""
-    job = get(connection, job_id)
+@contextmanager
+def _changing(connection: Connection, job: UUID) -> Iterator[None]:
+    """Change a job in one transaction. Raises Refused when its rows stay locked."""
     try:
         with connection.transaction():
             # A worker that froze in its commit holds its row until the scheduler ends its session.
             connection.execute("SET LOCAL lock_timeout = '30s'")
-            cancelled = connection.execute(query("jobs.cancel"), {"job": str(job.id)}).rowcount
-            if cancelled:
-                connection.execute(query("jobs.cancel_shards"), {"job": str(job.id)})
-                connection.execute(
-                    "SELECT pg_notify(%s, %s), pg_notify(%s, '')", (CANCELLED, str(job.id), WAKE)
-                )
+            yield
     except psycopg.errors.LockNotAvailable as error:
         raise Refused(
-            f"job {job.id} is being committed by a worker that does not answer: try again in a minute"
+            f"job {job} is being committed by a worker that does not answer: try again in a minute"
         ) from error
-    found = get(connection, str(job.id))
-    if not cancelled:
-        raise Refused(f"job {job.id} has already ended: it is {found.state}")
-    return found
+
+
+def _ended(job: Job) -> Refused:
+    return Refused(f"job {job.id} has already ended: it is {job.state}")
+
+
+def cancel(connection: Connection, job_id: UUID | str) -> Job:
+    """Stop the job; its fences rise, so no late commit lands. Raises NotFound, Refused when it has ended."""
+    job = get(connection, job_id)
+    values = {"job": str(job.id)}
+    with _changing(connection, job.id):
+        if not connection.execute(query("jobs.cancel"), values).rowcount:
+            raise _ended(get(connection, str(job.id)))
+        # Again until none is found: a crash may just have set documents apart, in shards not seen yet.
+        while connection.execute(query("jobs.cancel_shards"), values).rowcount:
+            pass
+        connection.execute("SELECT pg_notify(%s, %s), pg_notify(%s, '')", (CANCELLED, str(job.id), WAKE))
+    return get(connection, str(job.id))
+
+
+def pause(connection: Connection, job_id: UUID | str) -> Job:
+    """Begin nothing more of the job until `resume`; shards at work end by themselves, after a minute or so.
+
+    Raises NotFound, Refused when it has ended.
+    """
+    job = get(connection, job_id)
+    values = {"job": str(job.id)}
+    with _changing(connection, job.id):
+        if not connection.execute(query("jobs.pause"), values).rowcount:
+            raise _ended(get(connection, str(job.id)))
+        connection.execute(query("jobs.pause_shards"), values)
+        connection.execute("SELECT pg_notify(%s, '')", (WAKE,))
+    return get(connection, str(job.id))
+
+
+def resume(connection: Connection, job_id: UUID | str) -> Job:
+    """Let a paused job go on; the scheduler sends messages. Raises NotFound, Refused when it has ended."""
+    job = get(connection, job_id)
+    with _changing(connection, job.id):
+        if not connection.execute(query("jobs.resume"), {"job": str(job.id)}).rowcount:
+            now = get(connection, str(job.id))
+            if now.finished_at is not None:
+                raise _ended(now)
+        connection.execute("SELECT pg_notify(%s, '')", (WAKE,))
+    return get(connection, str(job.id))
+
+
+def retry(
+    connection: Connection, settings: Settings, job_id: UUID | str, documents: Sequence[str] = ()
+) -> Job:
+    """Queue a job that has ended once more: all its failed documents, or those whose URIs are given.
+
+    One that failed before it had a plan is planned anew: the caller then calls `send`, unless `planned`.
+    Raises NotFound for a URI that is no failed document of the job, Refused when there is nothing to retry.
+    """
+    job = get(connection, job_id)
+    with _changing(connection, job.id):
+        row = connection.execute(query("jobs.retry"), {"job": str(job.id)}).fetchone()
+        if row is None:
+            raise _not_retried(get(connection, str(job.id)))
+        if row[0]:
+            _retry_documents(connection, settings, job, documents)
+        elif documents:
+            raise Refused(f"job {job.id} failed before it listed documents: retry it without naming any")
+        connection.execute("SELECT pg_notify(%s, '')", (WAKE,))
+    return get(connection, str(job.id))
+
+
+def _not_retried(job: Job) -> Refused:
+    if job.finished_at is None:
+        return Refused(f"job {job.id} has not ended: it is {job.state}")
+    if job.state == "cancelled":
+        return Refused(f"job {job.id} was cancelled: submit {job.uri} again")
+    return Refused(f"nothing to retry: no document of job {job.id} failed")
+
+
+def _retry_documents(connection: Connection, settings: Settings, job: Job, documents: Sequence[str]) -> None:
+    values = {
+        "job": str(job.id),
+        "documents": list(documents),
+        "all": not documents,
+        "most": settings.shard_documents,
+        "quarantined": QUARANTINED,
+    }
+    for uri, failed, held in connection.execute(query("jobs.retry_given"), values).fetchall():
+        if not failed:
+            raise NotFound(
+                f"{uri} is no failed document of job {job.id}: 'semantik show --all {job.id}' lists them"
+            )
+        if not held:
+            raise Refused(f"{uri} has left collection {job.collection!r} since: submit {job.uri} again")
+    if not connection.execute(query("jobs.retry_documents"), values).rowcount:
+        raise Refused(
+            f"nothing to retry: no failed document of job {job.id} is still in collection "
+            f"{job.collection!r}; submit {job.uri} again"
+        )
 
 
 def close(connection: Connection, job_id: UUID | str) -> str | None:

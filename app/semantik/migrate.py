@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
+import time
 from dataclasses import dataclass
 from importlib import resources
 
@@ -24,6 +25,11 @@ ROLES = ("semantik_planner", "semantik_scheduler", "semantik_worker", "semantik_
 EXIT_PENDING = 3
 #: Two deploys at once apply each migration once.
 _LOCK = "SELECT pg_advisory_xact_lock(hashtext('semantik migrate'))"
+#: Who waits for a table makes others wait behind him, renewals of leases among them: so never for long.
+_WAIT = "SET LOCAL lock_timeout = '2s'"
+_PAUSE_SECONDS = 3.0
+#: The planner holds its tables while it writes a large plan: minutes.
+PATIENCE_SECONDS = 900.0
 
 
 @dataclass(frozen=True)
@@ -105,24 +111,46 @@ def prepare(connection: Connection) -> None:
 
 
 def migrate(connection: Connection) -> list[str]:
-    """Apply what is pending, one transaction each, and return the names. Safe to run twice and at once."""
+    """Apply what is pending, one transaction each, and return the names. Safe to run twice and at once.
+
+    Raises Refused when a table that a migration changes is in use for `PATIENCE_SECONDS`.
+    """
     known = migrations()
     applied: list[str] = []
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
-        with connection.transaction():
-            connection.execute(_LOCK)
-            left = pending(connection, known)
-            if not left:
-                return applied
-            prepare(connection)
-            migration = left[0]
-            # `simple` protocol: a file holds many statements.
-            connection.execute(migration.sql, prepare=False)
-            connection.execute(
-                "INSERT INTO migrations (name, checksum) VALUES (%s, %s)",
-                (migration.name, migration.checksum),
-            )
-            applied.append(migration.name)
+        try:
+            name = _apply_next(connection, known)
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
+            if time.monotonic() > deadline:
+                raise Refused(
+                    f"a table that {pending(connection, known)[0].name} changes has been in use for "
+                    f"{PATIENCE_SECONDS / 60:.0f} min, perhaps by the planner: wait until 'semantik jobs' "
+                    "shows no job in planning, and run site.yml again"
+                ) from error
+            time.sleep(_PAUSE_SECONDS)
+            continue
+        if name is None:
+            return applied
+        applied.append(name)
+
+
+def _apply_next(connection: Connection, known: list[Migration]) -> str | None:
+    """Apply the first pending migration and return its name, or None when there is none."""
+    with connection.transaction():
+        connection.execute(_LOCK)
+        left = pending(connection, known)
+        if not left:
+            return None
+        prepare(connection)
+        connection.execute(_WAIT)
+        migration = left[0]
+        # `simple` protocol: a file holds many statements.
+        connection.execute(migration.sql, prepare=False)
+        connection.execute(
+            "INSERT INTO migrations (name, checksum) VALUES (%s, %s)", (migration.name, migration.checksum)
+        )
+    return migration.name
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -293,7 +293,7 @@ class Run:
     def _all_remarks(self) -> list[Remark]:
         """Return all remarks, failures first."""
         remarks = [Remark(item.uri, "failed", item.error or "") for item in self._listing.refused]
-        remarks += [Remark(path, "no document", f"is {kind}") for path, kind in self._listing.passed_over]
+        remarks += [Remark(item.uri, "no document", item.error or "") for item in self._listing.passed_over]
         for part in self._parts:
             remarks += (Remark(**remark) for remark in vectors.read_header(part)["remarks"])
         return sorted(remarks, key=lambda remark: (remark.outcome != "failed", remark.document))

@@ -83,17 +83,21 @@ class Planner:
     def plan(self, job_id: str) -> None:
         """Plan the job, through outages of the database; leave it when it is another's or not its turn."""
         self.pulse.work()
+        again = False
         try:
             for pause in backoff():
                 try:
                     with connect(self.settings, application_name=f"semantik plan {job_id[:8]}") as connection:
-                        return self._attempt(connection, job_id)
+                        return self._attempt(connection, job_id, again=again)
                 except Exception as error:
                     if not passes(error):
                         raise
                     event(
                         log, "planning waits for the database", level=logging.WARNING, job=job_id, error=error
                     )
+                    # The lease may run out meanwhile; another planner may then take the job.
+                    self.keeper.release()
+                    again = True
                 if self.stopping():
                     return None
                 self.pulse.advance()
@@ -102,8 +106,8 @@ class Planner:
             self.keeper.release()
             self.pulse.rest()
 
-    def _attempt(self, connection: Connection, job_id: str) -> None:
-        job = self._claim(connection, job_id)
+    def _attempt(self, connection: Connection, job_id: str, *, again: bool) -> None:
+        job = self._claim(connection, job_id, again=again)
         if job is None:
             event(log, "left: not its turn, or planned by another", job=job_id)
             return
@@ -130,8 +134,9 @@ class Planner:
             )  # fmt: skip
             self._end(connection, job, "planner.release", f"unexpected: {type(error).__name__}: {error}")
 
-    def _claim(self, connection: Connection, job_id: str) -> _Job | None:
-        values = {"job": job_id, "node": self.node, "lease": self.settings.lease_seconds}
+    def _claim(self, connection: Connection, job_id: str, *, again: bool) -> _Job | None:
+        # An attempt that the database broke off is no mark against the job.
+        values = {"job": job_id, "node": self.node, "lease": self.settings.lease_seconds, "count": not again}
         try:
             connection.execute(query("planner.end_own"), values)
             row = connection.execute(query("planner.claim"), values).fetchone()
@@ -229,14 +234,19 @@ def shard_bytes(total: int, *, rate: float, slots: int, seconds: float) -> float
     `seconds` of work; less when the job is so small that some slots would get nothing to do, but never so
     little that handing it out costs more than doing it.
     """
-    even = total / (max(slots, 1) * SPREAD)
+    even = total / (slots * SPREAD) if slots > 1 else total  # a slot alone has nobody to wait for
     return max(1.0, min(rate * seconds, max(even, rate * min(SHORTEST_SHARD, seconds))))
 
 
 def _found(job: _Job) -> Iterator[sources.Listed]:
-    """Yield the job's listing: none, where the source itself is gone and its removal is meant."""
+    """Yield the job's listing: none, where the source itself is gone and its removal is meant.
+
+    Links to directories are left out: not to follow them is how listings are, and no document's failure.
+    """
     try:
-        yield from sources.list_source(job.uri)
+        for found in sources.list_source(job.uri):
+            if found.error != sources.LINK_TO_DIRECTORY:
+                yield found
     except Absent:
         # A prefix without objects does not exist, nor does a root that was one file. A path's directory must
         # hold something still: with the share unmounted it holds nothing either.

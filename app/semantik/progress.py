@@ -27,6 +27,7 @@ class Progress:
     tokens_per_second: float  # over all slots at work on it now; of the whole job once it has ended
     seconds_left: float | None  # unknown until a shard has shown its speed
     error: str | None
+    paused: bool = False
 
 
 def progress(connection: Connection, job_id: UUID | str) -> Progress:

@@ -32,6 +32,7 @@ class Ended:
     listed: int
     unchanged: int
     seconds: float
+    fence: int
 
 
 def _request(job_id: str, planner: str | None) -> Context:
@@ -39,8 +40,14 @@ def _request(job_id: str, planner: str | None) -> Context:
     return Context(id=job_id, task=PLAN_TASK, args=[job_id], kwargs={}, hostname=planner, retries=0)
 
 
-def progress(app: Any, job_id: str, planner: str | None, now: Progress) -> None:
-    """Store how far an active job is. Never for one that has ended: PROGRESS would overwrite a FAILURE."""
+def progress(app: Any, broker: Any, job_id: str, planner: str | None, now: Progress) -> None:
+    """Store how far a job is. Never for one that has ended: PROGRESS would overwrite a FAILURE.
+
+    One that is tried again has an earlier result, which Celery and Flower would keep: that goes first.
+    """
+    if app.backend.get_task_meta(job_id, cache=False)["status"] in states.READY_STATES:
+        app.backend.forget(job_id)
+        _tell(app, broker, planner, "task-retried", job_id, {"exception": "tried again", "traceback": ""})
     app.backend.store_result(job_id, asdict(now), PROGRESS, request=_request(job_id, planner))
 
 
@@ -60,8 +67,14 @@ def ended(app: Any, broker: Any, job: Ended, last: Progress) -> None:
     else:
         app.backend.store_result(job.id, result, states.SUCCESS, request=request)
         event, fields = "task-succeeded", {"result": repr(result), "runtime": job.seconds}
+    _tell(app, broker, job.planner, event, job.id, fields)
+
+
+def _tell(
+    app: Any, broker: Any, planner: str | None, event: str, job_id: str, fields: dict[str, Any]
+) -> None:
     # From the planner's node: another name would be a worker that Flower has never seen.
     with app.events.Dispatcher(
-        broker, hostname=job.planner or "scheduler", buffer_while_offline=False
+        broker, hostname=planner or "scheduler", buffer_while_offline=False
     ) as dispatcher:
-        dispatcher.send(event, uuid=job.id, **fields)
+        dispatcher.send(event, uuid=job_id, **fields)

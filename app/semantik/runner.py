@@ -57,11 +57,12 @@ class Runner:
     pulse: Pulse
     child: ChildPulse
     job: str | None = None  # of the shard at hand, once it was claimed
+    fence: int | None = None  # of its last claim, until the work under it has ended
 
     def run(self, shard: int) -> None:
         """Do the shard, through outages of the database; leave it when it is another's or done."""
         self.child.work()
-        self.slot.busy, self.job = True, None
+        self.slot.busy, self.job, self.fence = True, None, None
         try:
             for pause in backoff():
                 try:
@@ -86,6 +87,7 @@ class Runner:
     def _attempt(self, connection: Connection, shard: int) -> None:
         if not self._settle_note(connection, shard):
             return
+        self._settle_fence(connection, shard)
         held = claim(
             connection,
             shard,
@@ -95,10 +97,10 @@ class Runner:
         )
         if held is None:
             row = connection.execute(query("shards.state"), {"shard": shard}).fetchone()
-            state, slot, job = row or ("gone", None, None)
+            state, slot, job, _ = row or ("gone", None, None, None)
             event(log, "left", job=job, shard=shard, state=state, slot=slot)
             return
-        self.job = held.job
+        self.job, self.fence = held.job, held.fence
         event(log, "claimed", job=held.job, shard=shard, attempt=held.attempt, documents=held.documents)
         lease = ShardLease(held, self.settings.lease_seconds)
         notes.write(self.settings, shard, held.fence, job=held.job)
@@ -108,6 +110,17 @@ class Runner:
         finally:
             self.keeper.release()
             notes.remove(self.settings, shard)
+
+    def _settle_fence(self, connection: Connection, shard: int) -> None:
+        """Say what became of a claim whose session ended before its commit: frozen too long, or cut off."""
+        if self.fence is None:
+            return
+        row = connection.execute(query("shards.state"), {"shard": shard}).fetchone()
+        connection.rollback()
+        if row is None or row[3] != self.fence:
+            reason = f"fence {self.fence} is not the shard's any more, and its session was ended"
+            event(log, "commit refused", level=logging.WARNING, job=self.job, shard=shard, reason=reason)
+        self.fence = None
 
     def _settle_note(self, connection: Connection, shard: int) -> bool:
         """Count the crash of a child that died with the shard, if its parent could not; False if it lives."""
@@ -134,6 +147,7 @@ class Runner:
                 opener=self._open,
             )
             finished, source_bytes = self._embed(connection, lease, engine)
+            computed = lease.advanced_at  # the last vectors had come
             self._commit(connection, lease, finished, engine.stats.waits)
         except Stopped:
             connection.rollback()
@@ -175,6 +189,7 @@ class Runner:
         event(
             log, "committed", job=held.job, shard=held.shard, documents=len(finished), chunks=lease.chunks,
             tokens=lease.tokens, seconds=seconds, tokens_per_second=lease.tokens / max(seconds, 1e-3),
+            write_seconds=engine.stats.waits.get("write"), commit_seconds=started + seconds - computed,
             oom_splits=engine.stats.oom_splits or None,
         )  # fmt: skip
         if state := jobs.close(connection, held.job):

@@ -20,9 +20,10 @@ from typing import Any
 import psycopg
 
 from semantik import jobs, reports
-from semantik.broker import reach
+from semantik.broker import describe, reach
 from semantik.database import CANCELLED, WAKE, Connection, backoff, connect, passes, query
 from semantik.exceptions import EX_CONFIG, BrokerUnavailable, SemantikError, SettingsError
+from semantik.housekeeping import SHARD_TASK, Sweeper
 from semantik.jobs import BROKER_ERRORS
 from semantik.logs import configure, event
 from semantik.notify import notify
@@ -33,7 +34,6 @@ from semantik.slots import heartbeat
 
 log = logging.getLogger("semantik.scheduler")
 
-SHARD_TASK = "semantik.tasks.embed_shard_task"
 #: Seconds between two looks at a stop request and at systemd's watchdog.
 _GLANCE = 1.0
 #: Seconds between two turns at least, however often it is woken: one turn then serves many shards.
@@ -55,6 +55,10 @@ class Scheduler:
         self._purge_due = 0.0
         self._reap_due = 0.0
         self._report_due = 0.0
+        self._sweep_due = 0.0
+        self._sweeper = Sweeper()
+        #: Whether leases may have run out because the database or this loop was away, not their holders.
+        self._excused = False
         self._build: threading.Thread | None = None
         self._purge: threading.Thread | None = None
 
@@ -87,6 +91,9 @@ class Scheduler:
                 event(log, "another scheduler works, waiting")
                 notify("STATUS=another scheduler works, waiting")
                 said = True
+            silent = {"silent": self.settings.lease_seconds}
+            for pid, _ in connection.execute(query("scheduler.end_frozen"), silent).fetchall():
+                event(log, "ended the session of a scheduler that is frozen", level=logging.WARNING, pid=pid)
             self._wait(2.0)
         return False
 
@@ -104,6 +111,7 @@ class Scheduler:
             connection.execute(query("scheduler.forget_builds"))
         # After an outage of the database every lease has run out, and those who hold them come back first.
         self._reap_due = time.monotonic() + self.settings.renew_seconds
+        self._excused = True
         while not self.stopping.is_set():
             self.turn(connection)
             self._wait(_REST)
@@ -134,9 +142,10 @@ class Scheduler:
                 self.send_plans(connection, broker)
                 self.hand_out(connection, broker)
                 self.report(connection, broker)
+                self.sweep(connection, broker)
         except (BrokerUnavailable, *BROKER_ERRORS) as error:
             if not self._broker_away:
-                event(log, "redis away", level=logging.WARNING, error=error)
+                event(log, describe(error), level=logging.WARNING, error=error)
             self._broker_away = True
         else:
             if self._broker_away:
@@ -159,8 +168,10 @@ class Scheduler:
     def start(self, connection: Connection) -> None:
         """Give each collection without an active job its next one."""
         try:
-            for (job,) in connection.execute(query("scheduler.start")).fetchall():
-                event(log, "job's turn", job=job)
+            with connection.transaction():
+                for (job,) in connection.execute(query("scheduler.start")).fetchall():
+                    connection.execute(query("scheduler.settle_removed"), {"job": job})
+                    event(log, "job's turn", job=job)
         except psycopg.errors.UniqueViolation as error:
             # A planner took a job of the collection at the same moment; the next turn sees it.
             event(log, "another job's turn meanwhile", error=error)
@@ -188,9 +199,11 @@ class Scheduler:
             values = {"job": job, "reason": reason}
             if connection.execute(query("scheduler.fail_job"), values).rowcount != 1:
                 return  # it has ended meanwhile
-            for (shard,) in connection.execute(query("scheduler.fail_shards"), values).fetchall():
-                connection.execute(query("shards.fail_documents"), {"shard": shard, "reason": reason})
-                notify("WATCHDOG=1")  # a large job has thousands of shards
+            # Again until none is found: a crash may just have set documents apart, in shards not seen yet.
+            while found := connection.execute(query("scheduler.fail_shards"), values).fetchall():
+                for (shard,) in found:
+                    connection.execute(query("shards.fail_documents"), {"shard": shard, "reason": reason})
+                    notify("WATCHDOG=1")  # a large job has thousands of shards
             connection.execute("SELECT pg_notify(%s, %s), pg_notify(%s, '')", (CANCELLED, job, WAKE))
         event(log, "job failed", level=logging.ERROR, job=job, reason=reason)
 
@@ -204,6 +217,8 @@ class Scheduler:
             self._reap_shards(connection)
         except psycopg.errors.LockNotAvailable as error:
             event(log, "a row is locked; the next turn takes it", level=logging.WARNING, error=error)
+        else:
+            self._excused = False
         connection.execute(query("scheduler.end_expired_plans"))
         for job, planner, attempts in connection.execute(query("scheduler.reap_plans")).fetchall():
             event(
@@ -222,7 +237,7 @@ class Scheduler:
     def _reap_shards(self, connection: Connection) -> None:
         with connection.transaction():
             connection.execute("SET LOCAL lock_timeout = '2s'")
-            values = {"limit": self.settings.expiry_limit}
+            values = {"limit": self.settings.expiry_limit, "count": 0 if self._excused else 1}
             for shard, job, slot, expiries, state in connection.execute(
                 query("scheduler.reap_shards"), values
             ).fetchall():
@@ -255,8 +270,8 @@ class Scheduler:
         if due and (missing := queued - waiting_messages(broker, "embed")) > 0:
             values = {"grace": self._grace, "missing": missing}
             for shard, job in connection.execute(query("scheduler.resend"), values).fetchall():
-                event(log, "sent again", job=job, shard=shard)
                 self._send_shard(broker, shard)
+                event(log, "sent again", job=job, shard=shard)
         window = connection.execute(
             query("scheduler.window"),
             {"per_slot": self.settings.shards_per_slot, "live": self.settings.live_seconds},
@@ -280,24 +295,30 @@ class Scheduler:
     def report(self, connection: Connection, broker: Any) -> None:
         """Write active jobs' progress and ended jobs' results where Celery looks for them."""
         if time.monotonic() >= self._report_due:
-            self._report_progress(connection)
+            self._report_progress(connection, broker)
             # Counting a large job's documents costs the database more than a number is worth that often.
             self._report_due = time.monotonic() + self.settings.tick_seconds / 5
         for row in connection.execute(query("scheduler.unreported")).fetchall():
             ended = reports.Ended(*row)
             reports.ended(self.app, broker, ended, progress_of(connection, ended.id))
-            connection.execute(query("scheduler.reported"), {"job": ended.id})
+            connection.execute(query("scheduler.reported"), {"job": ended.id, "fence": ended.fence})
 
-    def _report_progress(self, connection: Connection) -> None:
+    def _report_progress(self, connection: Connection, broker: Any) -> None:
         active: dict[str, str | None] = dict(connection.execute(query("scheduler.active")).fetchall())
         for job, planner in active.items():
             now = progress_of(connection, job)
-            if self._reported.get(job) != now and now.state in ("planning", "running"):
-                reports.progress(self.app, job, planner, now)
+            if self._reported.get(job) != now and now.state in ("queued", "planning", "running"):
+                reports.progress(self.app, broker, job, planner, now)
                 self._reported[job] = now
         self._reported = {job: seen for job, seen in self._reported.items() if job in active}
 
     # --- housekeeping ---
+
+    def sweep(self, connection: Connection, broker: Any) -> None:
+        """Remove from Redis what killed workers have left there, once per tick."""
+        if time.monotonic() >= self._sweep_due:
+            self._sweeper.sweep(connection, broker)
+            self._sweep_due = time.monotonic() + self.settings.tick_seconds
 
     def _building(self) -> bool:
         return self._build is not None and self._build.is_alive()

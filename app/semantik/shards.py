@@ -17,6 +17,9 @@ from semantik.logs import event
 
 log = logging.getLogger("semantik.shards")
 
+#: How the reason of a document begins that crashed its worker once too often.
+QUARANTINED = "quarantined: "
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -108,7 +111,7 @@ def crashed(
             return None
         job, held, crashes = row
         if held == 1 and crashes > limit:
-            quarantined = f"quarantined: its worker crashed {crashes} times ({reason})"
+            quarantined = f"{QUARANTINED}its worker crashed {crashes} times ({reason})"
             connection.execute(query("shards.fail_documents"), {"shard": shard, "reason": quarantined})
             connection.execute(query("shards.fail"), {"shard": shard, "reason": quarantined})
             verdict = "quarantined"

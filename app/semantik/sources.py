@@ -1,7 +1,7 @@
 """Where documents come from: a path that every host has, or any URL that fsspec opens.
 
 Listings stream and read no content. Nothing here decides what can be parsed: every regular file is listed,
-hidden ones too, and the parser says what it cannot read.
+hidden ones too, and the parser says what it cannot read. What is no file is listed with what it is instead.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from semantik.exceptions import Absent, DocumentError, NotFound, SemantikError
 _COPY_BYTES = 1 << 20
 #: Where a host keeps devices, its processes' memory and credentials, and never documents.
 _NO_DOCUMENTS = {"proc", "sys", "dev", "run", "etc", "root"}
+#: The error of a link to a directory, which may lead in a circle and is not followed: nobody has to mend it.
+LINK_TO_DIRECTORY = "is a link to a directory"
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Listed:
     error: str | None = None
     #: A directory that could not be listed: what lies below is unknown, not gone.
     incomplete: bool = False
+    #: By its nature no document, as `error` says: a FIFO, a socket, a device, a link that leads to no file.
+    no_document: bool = False
 
 
 def normalize(uri: str) -> str:
@@ -80,6 +84,7 @@ def is_local(uri: str) -> bool:
 def list_source(uri: str) -> Iterator[Listed]:
     """Yield every document under `uri`, in no order, in memory that does not grow with their number.
 
+    What cannot be one has an `error`: nothing below `uri` but directories is left out.
     Raises Absent when there is nothing at `uri`, NotFound when it can be no source, SemantikError when it
     cannot be listed at all.
     """
@@ -124,6 +129,8 @@ def _list_local(root: str) -> Iterator[Listed]:
                     levels.append(os.scandir(entry.path))
                 elif entry.is_file():
                     yield _listed(entry)
+                else:
+                    yield Listed(_text(entry.path), None, None, _kind(entry), no_document=True)
             except FileNotFoundError:
                 continue  # gone since the directory was read
             except OSError as error:
@@ -141,6 +148,15 @@ def _listed(entry: os.DirEntry[str]) -> Listed:
     if name != entry.path:
         return Listed(name, found.st_size, None, "its name is not UTF-8: rename it")
     return Listed(name, found.st_size, str(found.st_mtime_ns))
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """Say what an entry is that is neither a file nor a directory."""
+    if entry.is_symlink():
+        return LINK_TO_DIRECTORY if entry.is_dir() else "is a link to no file"
+    mode = entry.stat(follow_symlinks=False).st_mode
+    kinds = ((stat.S_ISFIFO, "is a FIFO"), (stat.S_ISSOCK, "is a socket"))
+    return next((name for test, name in kinds if test(mode)), "is a device")
 
 
 def _text(path: str) -> str:

@@ -7,22 +7,24 @@ The parent process never imports torch, starts no query and holds no lease; it w
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
 import threading
 import time
-import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import billiard
+import psycopg
 from celery import Celery, bootsteps, signals
-from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.request import Request
 
 from semantik import notes
-from semantik.database import Connection, connect, passes, retry
+from semantik.consumer import is_not_repeated
+from semantik.database import Connection, connect, passes, query, retry
 from semantik.exceptions import EX_CONFIG, DatabaseUnavailable, SemantikError, SettingsError
 from semantik.leases import Keeper, stall_seconds
 from semantik.logs import FORMAT, event
@@ -93,8 +95,7 @@ def install(app: Celery, settings: Settings) -> None:
             logging.getLogger(name).setLevel(logging.WARNING)
         # A lost child is one line of record_crash and one of the pool's, not a traceback through the pool.
         logging.getLogger("celery.worker.request").setLevel(logging.CRITICAL)
-        # Tasks outlive a lost connection here on purpose; said at each loss, in eight lines.
-        warnings.simplefilter("ignore", CPendingDeprecationWarning)
+        logging.getLogger("celery.worker.consumer.consumer").addFilter(is_not_repeated)
         threading.Thread(target=_feed, args=(settings,), name="watchdog", daemon=True).start()
 
     def stopping(**_: Any) -> None:
@@ -127,6 +128,7 @@ class LoopWatch(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, parent: Any) -> None:
         """Begin to note."""
         _consumer[:] = [parent]
+        parent.back()
         _turn()
         parent.timer.call_repeatedly(1.0, _turn)
 
@@ -152,7 +154,7 @@ def _stuck() -> bool:
 
     While Redis is away or the service drains, the loop rests: neither is a reason to be restarted.
     """
-    if not _consumer or _pulse.draining or _consumer[0].connection is None:
+    if not _consumer or _pulse.draining or _consumer[0].away or _consumer[0].connection is None:
         return False
     return time.monotonic() - _turned_at[0] > _LOOP_SECONDS
 
@@ -171,27 +173,56 @@ class ShardRequest(Request):  # type: ignore[misc]
 def record_crash(shard: int, reason: str) -> None:
     """Free the lease that a dead child noted and count the crash; the note stays if the database is away."""
     from semantik.celery_app import settings
-    from semantik.shards import crashed
 
     note = notes.read(settings, shard)
     if note is None or notes.alive(note.pid):
         # Without a note the child had claimed nothing: whose shard it is stands in the row alone.
-        job = note.job if note else None
+        job = note.job if note else _job_of(settings, shard)
         event(log, "child lost", level=logging.WARNING, job=job, shard=shard, reason=reason)
         return
 
-    def record() -> None:
-        with connect(settings, application_name="semantik crash") as connection:
-            crashed(connection, shard, note.fence, note.documents, limit=settings.crash_limit, reason=reason)
-
     try:
-        retry(record, seconds=_CRASH_SECONDS)
+        retry(partial(_count_crash, settings, note, reason), seconds=_CRASH_SECONDS)
     except Exception as error:
         if not passes(error):
             raise
         event(log, "crash not recorded yet", level=logging.WARNING, job=note.job, shard=shard, error=error)
         return
     notes.remove(settings, shard)
+
+
+def _settle_crashes(settings: Settings) -> None:
+    """In a new child: count the crash of the one before, where its parent could not, as soon as can be.
+
+    Whoever takes the shard's message next may be another slot, which has no note of it. The fence lets a
+    crash be counted once, whoever comes first. Notes of an earlier parent are of a service that was killed
+    as a whole: their leases run out.
+    """
+    for shard in notes.shards(settings):
+        note = notes.read(settings, shard)
+        if note is None or notes.alive(note.pid):
+            continue
+        if note.parent == os.getppid():
+            retry(partial(_count_crash, settings, note, "the process died"), seconds=math.inf)
+        if notes.read(settings, shard) == note:  # not this child's own by now
+            notes.remove(settings, shard)
+
+
+def _count_crash(settings: Settings, note: notes.Note, reason: str) -> None:
+    from semantik.shards import crashed
+
+    with connect(settings, application_name="semantik crash") as connection:
+        crashed(connection, note.shard, note.fence, note.documents, limit=settings.crash_limit, reason=reason)
+
+
+def _job_of(settings: Settings, shard: int) -> str | None:
+    """Return the job of a shard, for the log; None where the database does not say."""
+    try:
+        with connect(settings, application_name="semantik crash") as connection:
+            row = connection.execute(query("shards.state"), {"shard": shard}).fetchone()
+    except (DatabaseUnavailable, psycopg.Error):
+        return None
+    return None if row is None else str(row[2])
 
 
 # --- the child ---
@@ -240,6 +271,7 @@ def _start_model(child: Child, index: int) -> None:
         child.slot = Slot(settings, _pulse)
         child.keeper = Keeper(settings, child.slot.beat, f"semantik slot {settings.slot}")
         child.keeper.start()
+        threading.Thread(target=_settle_crashes, args=(settings,), name="crashes", daemon=True).start()
     started = time.monotonic()
     child.model = load_model(settings)
     event(

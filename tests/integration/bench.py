@@ -24,6 +24,7 @@ class Bench:
         with cluster.connection() as operator:
             self.job = str(jobs.submit(operator, cluster.settings(), str(folder), folder.name).id)
         with cluster.superuser() as connection:
+            connection.execute("UPDATE jobs SET state = 'planning' WHERE id = %s", (self.job,))
             connection.execute("UPDATE jobs SET state = 'running', planned = true WHERE id = %s", (self.job,))
             row = connection.execute(
                 "INSERT INTO shards (job_id, number, documents, bytes) VALUES (%s, 1, %s, 10) RETURNING id",

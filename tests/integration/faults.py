@@ -17,8 +17,8 @@ from semantik.model import Model
 SLOW = Path(os.environ["FAULTS"]) / "slow"
 #: Where it is, the next batch of any worker finds no memory on its device; taken away by that one.
 FULL = Path(os.environ["FAULTS"]) / "full"
-#: A word that kills the process that embeds it.
-POISON = "strychnine"
+#: A word that kills the process that embeds it, and one that makes it take all memory there is.
+POISON, GLUTTONY = "strychnine", "marzipan"
 
 _start = Model.start
 
@@ -29,8 +29,12 @@ def start(self: Model, batch: Any) -> Any:
     with contextlib.suppress(FileNotFoundError):
         FULL.unlink()
         raise DeviceFull("cuda has no memory for one text")
-    if any(POISON in self.tokenizer.decode(list(ids)) for ids in batch):
+    texts = [self.tokenizer.decode(list(ids)) for ids in batch]
+    if any(POISON in text for text in texts):
         os.kill(os.getpid(), signal.SIGSEGV)
+    if any(GLUTTONY in text for text in texts):
+        hoard = [bytearray(os.urandom(1 << 20)) for _ in range(1 << 12)]  # 4 GiB, touched
+        raise AssertionError(f"{len(hoard)} MiB, and nobody ended this process")
     return _start(self, batch)
 
 

@@ -104,7 +104,7 @@ class Services:
 
     def prepare(self) -> None:
         for name, user in (("postgres", "postgres"), ("redis", "redis")):
-            (self.directory / name).mkdir()
+            (self.directory / name).mkdir(exist_ok=True)  # a test may have mounted something there
             shutil.chown(self.directory / name, *_ids(self.root, user))
         self.directory.chmod(0o755)
         data = self._inside("postgres")
@@ -150,6 +150,10 @@ class Services:
         process = self._processes.pop(name)
         process.send_signal(sig)
         process.wait(30)
+
+    def signal(self, name: str, sig: int) -> None:
+        """Send a signal that does not end the service."""
+        self._processes[name].send_signal(sig)
 
     def superuser(self, database: str = "semantik") -> psycopg.Connection[tuple[Any, ...]]:
         return psycopg.connect(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psycopg
 import pytest
 from bench import Bench
 from cluster import Cluster
 from services import Services, wait_for
 
 from semantik import jobs, shards
-from semantik.database import connect
+from semantik.database import connect, passes, query
 from semantik.exceptions import DatabaseUnavailable, Refused
 from semantik.shards import ShardLease
 
@@ -79,6 +80,18 @@ def test_the_reaper_ends_the_session_of_a_frozen_worker(bench: Bench) -> None:
         with pytest.raises(Exception, match=r"terminating|closed"):
             frozen.commit()
         assert bench.claim(next_one, "b:0") is not None
+
+
+def test_a_worker_that_freezes_in_its_claim_holds_nothing_for_long(bench: Bench) -> None:
+    hasty = bench.cluster.settings("worker", SEMANTIK_LEASE_SECONDS="1", SEMANTIK_RENEW_SECONDS="0.3")
+    values = {"shard": bench.shard, "slot": "a:0", "lease": 60.0, "model_revision": hasty.model_revision}
+    with connect(hasty) as frozen, bench.worker() as next_one:
+        assert frozen.execute(query("shards.claim"), values).rowcount == 1  # and no commit
+        next_one.execute("SET lock_timeout = '10s'")
+        assert bench.claim(next_one, "b:0") is not None, "it waited for the frozen session to be ended"
+        with pytest.raises(psycopg.Error) as refused:
+            frozen.commit()
+        assert passes(refused.value), "the worker that wakes begins again"
 
 
 def test_leases_that_only_run_out_fail_the_shard_at_their_own_limit(bench: Bench) -> None:
@@ -164,12 +177,18 @@ def test_a_collection_of_another_model_is_refused_and_leaves_no_job(
         ("scheduler", "INSERT INTO slots (slot, state) VALUES ('x:0', 'idle')"),
         ("operator", "UPDATE documents SET chunks = 0"),
         ("operator", "DELETE FROM jobs"),
+        ("operator", "DELETE FROM shards"),
+        (
+            "operator",
+            "INSERT INTO shards (job_id, number, documents, bytes, attempt) SELECT id, 9, 1, 1, 1 FROM jobs",
+        ),
+        ("operator", "INSERT INTO job_documents (job_id, document_id, uri) SELECT id, 1, '/x' FROM jobs"),
+        ("operator", "UPDATE job_documents SET uri = '/x'"),
+        ("worker", "UPDATE jobs SET paused = false"),
         ("operator", "CREATE TABLE semantik.mine (id int)"),
     ],
 )
 def test_each_role_may_do_its_own_part_alone(idle_cluster: Cluster, role: str, statement: str) -> None:
-    import psycopg
-
     with idle_cluster.connection(role) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
         connection.execute(statement)
 

@@ -140,6 +140,7 @@ def test_worker_frozen_past_its_lease_and_woken(cluster: Cluster, tmp_path: Path
         lambda: f"left job={job.id} shard={shard}" in log.read_text(),
         what="the woken worker to leave the shard",
     )
+    assert f"commit refused job={job.id} shard={shard}" in log.read_text()
     cluster.check_collection("frozen")
 
 
@@ -197,6 +198,28 @@ def test_scheduler_killed_and_its_second_takes_over(half_cluster: Cluster, tmp_p
     assert "semantik.scheduler: working" in cluster.log("second").read_text()
     cluster.start_scheduler()
     assert cluster.stop("second") == 0
+
+
+def test_scheduler_frozen_and_its_second_takes_over(half_cluster: Cluster, tmp_path: Path) -> None:
+    cluster = half_cluster
+    write(tmp_path / "docs", 60)
+    frozen = cluster.processes["scheduler"].pid
+    cluster.start_scheduler("third")
+    wait_for(lambda: "another scheduler works" in cluster.log("third").read_text(), what="the third to wait")
+    os.killpg(frozen, signal.SIGSTOP)
+    # Nobody but a scheduler sends its message and hands its shards out.
+    job = cluster.submit(tmp_path / "docs", "scheduler-frozen", send=False)
+    assert cluster.finish(job).state == "completed"
+    text = cluster.log("third").read_text()
+    assert text.count("ended the session of a scheduler that is frozen") == 1
+    assert "semantik.scheduler: working" in text
+    os.killpg(frozen, signal.SIGCONT)
+    wait_for(
+        lambda: cluster.log("scheduler").read_text().rstrip().endswith("another scheduler works, waiting"),
+        what="the woken one to wait in its turn",
+    )
+    assert cluster.stop("third") == 0
+    assert cluster.processes["scheduler"].poll() is None
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_worker_with_a_reason(

@@ -6,13 +6,15 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from semantik_bench import documents, processes, race, report, stats
+from semantik_bench import documents, planning, processes, race, report, services, stats
 from semantik_bench.contenders import CONTENDERS, DEFAULT, FORWARD, PARQUET, POSTGRES, Contender
 from semantik_bench.errors import BenchError
 from semantik_bench.processes import Worker
@@ -112,6 +114,18 @@ def test_a_peer_that_failed_is_not_the_best() -> None:
     failed = entry("onnx", 0.1)
     failed.error = "ended with status 1"
     assert race.best_peer([failed, entry("fastembed", 1.0)], "long", 1000).contender.name == "fastembed"
+
+
+def test_the_share_of_sql_is_what_the_workers_logged_of_this_job(tmp_path: Path) -> None:
+    line = "INFO semantik.runner: committed job={} shard=1 seconds={} write_seconds={} commit_seconds={}\n"
+    (tmp_path / "worker0.log").write_text(line.format("a", 30, 0.25, 0.5) + line.format("b", 9, 9, 9))
+    (tmp_path / "worker1.log").write_text(line.format("a", 20, 0.05, 0.2) + "ready\n")
+    found = services.sql_waits(SimpleNamespace(directory=tmp_path), "a")
+    assert found["write_seconds"] == pytest.approx(0.3)
+    assert found["commit_seconds"] == pytest.approx(0.7)
+    assert found["sql_wait_share"] == pytest.approx(0.02)
+    run = entry(POSTGRES, 60.0, worker_seconds=55.0, sql_wait_share=0.02)
+    assert report.headlines(raced(run), tokens=1000)["sql_wait_share"] == 0.02
 
 
 # --- the table ---
@@ -321,3 +335,24 @@ def test_vectors_from_disk_come_in_the_order_of_the_chunks(tmp_path: Path) -> No
 def test_all_contenders_have_names_of_their_own() -> None:
     assert len(KNOWN) == len(CONTENDERS)
     assert all(isinstance(contender, Contender) for contender in CONTENDERS)
+
+
+# --- planning ---
+
+
+def test_a_statement_is_told_by_its_first_words() -> None:
+    assert planning._statement("-- why\nWITH cut AS (\n SELECT 1)") == "WITH cut"
+    assert planning._statement("COPY listed FROM STDIN") == "COPY listed FROM"
+
+
+def test_the_report_of_planning_has_both_sizes_and_the_ratio_of_their_peaks() -> None:
+    sample = planning.Sample(1.2, "running", 1_000, 10**7, 10**7, 10**7, 10**7, 10**7, 10**6, 12, 2, 4)
+    one = {
+        "files": 1_000, "planned_seconds": 0.5, "files_per_second": 2_000.0, "shards": 2, "shards_done": 1,
+        "window": 4, "sql_wait_share": 0.01, "peaks": {"in_flight": 4, "planner": 10**7},
+        "table": [asdict(sample)],
+    }  # fmt: skip
+    ten = {**one, "files": 10_000, "peaks": {"in_flight": 4, "planner": 11 * 10**6}}
+    told = planning.lines({"small": one, "large": ten, "ratios": {"in_flight": 1.0, "planner": 1.1}})
+    assert told[0].startswith("1,000 files: planned in 0.5 s (2,000 files/s) as 2 shards; 1 were done")
+    assert any(line.startswith("| planner ") and "1.100" in line for line in told)

@@ -55,7 +55,10 @@ def test_version_and_help() -> None:
     assert run("--version").stdout == f"semantik {__version__}\n"
     told = run("--help")
     assert told.returncode == 0
-    for command in ("submit", "watch", "jobs", "show", "cancel", "collections", "search", "embed", "check"):
+    for command in (
+        "submit", "watch", "jobs", "show", "retry", "pause", "resume", "cancel", "collections", "search",
+        "embed", "check",
+    ):  # fmt: skip
         assert f"\n  {command}" in told.stdout
 
 
@@ -83,6 +86,8 @@ def test_starting_imports_nothing_heavy() -> None:
         (["search", "x", "y", "-n", "0"], "0 is not in the range"),
         (["embed", "", "-o", "vectors.parquet"], "'DIR': is empty"),
         (["show"], "Missing argument 'JOB'"),
+        (["retry"], "Missing argument 'JOB'"),
+        (["pause", "one", "two"], "Got unexpected extra argument (two)"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -136,6 +141,10 @@ def test_a_url_that_nothing_reads_is_refused() -> None:
         ["watch", "abc"],
         ["show", "abc", "--json"],
         ["cancel", "abc"],
+        ["retry", "abc"],
+        ["retry", "abc", "/srv/a.pdf", "/srv/b.pdf"],
+        ["pause", "abc", "--json"],
+        ["resume", "abc"],
         ["collections"],
         ["collections", "drop", "x", "--yes"],
     ],
@@ -269,6 +278,10 @@ def test_progress_on_one_line() -> None:
     assert describe(progress("completed_with_errors", 10)) == (
         "completed with errors: 10/10 documents, 1 chunk, 2,000 tokens"
     )
+    assert describe(progress("queued", paused=True)) == "queued, paused"
+    assert describe(progress(paused=True, seconds_left=None, tokens_per_second=0.0)) == (
+        "running, paused: 5/10 documents, 1 chunk, 2,000 tokens"
+    )
 
 
 def test_one_document_is_no_documents() -> None:
@@ -321,11 +334,13 @@ def test_lines_come_on_change_and_not_too_often(
         view.show(progress(done=6))  # new, too soon
         now += 6
         view.show(progress(done=7))
-        view.show(progress("completed", 10))  # a new state is always said
+        view.show(progress(done=7, paused=True))  # a new state is always said
+        view.show(progress("completed", 10))
     shown = [line.split(" ", 1)[1] for line in capsys.readouterr().out.splitlines()]
     assert [line.split(" documents")[0] for line in shown] == [
         "running: 5/10",
         "running: 7/10",
+        "running, paused: 7/10",
         "completed: 10/10",
     ]
 

@@ -23,6 +23,8 @@ from semantik.exceptions import DatabaseUnavailable
         psycopg.errors.DiskFull(),
         psycopg.errors.TooManyConnections(),
         psycopg.errors.DeadlockDetected(),
+        psycopg.errors.IdleInTransactionSessionTimeout(),
+        psycopg.errors.ReadOnlySqlTransaction(),
     ],
 )
 def test_errors_that_pass(error: Exception) -> None:

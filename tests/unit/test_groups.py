@@ -66,7 +66,7 @@ def test_fingerprints_tell_what_matters() -> None:
     listings = [
         Listing(base, [], []),
         Listing(base, [refused], []),
-        Listing(base, [], [("/x", "a FIFO")]),
+        Listing(base, [], [Listed("/x", None, None, "is a FIFO", no_document=True)]),
         Listing(base[:1], [], []),
     ]
     assert len({listing.fingerprint("key") for listing in listings}) == 4
@@ -95,11 +95,11 @@ def test_every_entry_of_a_directory_is_accounted_for(tmp_path: Path) -> None:
         "\\xff.txt": "its name is not UTF-8: rename it",
         "itself": "cannot be read: Too many levels of symbolic links",
     }
-    assert {Path(path).name: kind for path, kind in found.passed_over} == {
-        "fifo": "a FIFO",
-        "socket": "a socket",
-        "loop": "a link to a directory",
-        "nowhere": "a link to no file",
+    assert {Path(item.uri).name: item.error for item in found.passed_over} == {
+        "fifo": "is a FIFO",
+        "socket": "is a socket",
+        "loop": "is a link to a directory",
+        "nowhere": "is a link to no file",
     }
 
 

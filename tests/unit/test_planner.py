@@ -18,6 +18,11 @@ def test_a_small_job_is_spread_over_all_slots() -> None:
     assert shard_bytes(80_000, rate=1000.0, slots=4, seconds=45.0) == 80_000 / (4 * SPREAD)
 
 
+def test_a_small_job_for_one_slot_is_one_shard() -> None:
+    assert shard_bytes(40_000, rate=1000.0, slots=1, seconds=45.0) == 40_000
+    assert shard_bytes(10**12, rate=1000.0, slots=1, seconds=45.0) == 45_000
+
+
 def test_a_tiny_job_is_not_cut_finer_than_is_worth_it() -> None:
     assert shard_bytes(100, rate=1000.0, slots=4, seconds=45.0) == 1000 * SHORTEST_SHARD
     assert shard_bytes(0, rate=1000.0, slots=0, seconds=2.0) == 2000

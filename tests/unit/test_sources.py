@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,10 +59,29 @@ def test_a_listing_has_every_regular_file(tmp_path: Path) -> None:
     (tmp_path / "deep" / "loop").symlink_to(tmp_path)
     os.mkfifo(tmp_path / "fifo")
     found = listing(tmp_path)
-    assert {os.path.relpath(uri, tmp_path) for uri in found} == {"deep/er/a.txt", ".hidden", "link.txt"}
+    documents = {os.path.relpath(uri, tmp_path) for uri, item in found.items() if item.error is None}
+    assert documents == {"deep/er/a.txt", ".hidden", "link.txt"}
     document = found[str(tmp_path / "deep" / "er" / "a.txt")]
     modified = (tmp_path / "deep" / "er" / "a.txt").stat().st_mtime_ns
     assert (document.size, document.version, document.error) == (3, str(modified), None)
+
+
+def test_what_is_no_file_is_listed_with_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "loop").symlink_to(tmp_path)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "below" / "fifo")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        found = listing(tmp_path)
+    assert {os.path.relpath(uri, tmp_path): item.error for uri, item in found.items()} == {
+        "below/loop": "is a link to a directory",
+        "below/fifo": "is a FIFO",
+        "dangling": "is a link to no file",
+        "socket": "is a socket",
+    }
+    for item in found.values():
+        assert (item.size, item.version, item.no_document, item.incomplete) == (None, None, True, False)
 
 
 def test_a_single_file_is_its_own_listing(tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def test_what_a_child_writes_its_parent_reads() -> None:
 
 class Consumer:
     connection: object = None
+    away = False
 
 
 def test_a_loop_that_stands_still_counts_only_while_it_is_connected(
@@ -102,6 +103,9 @@ def test_a_loop_that_stands_still_counts_only_while_it_is_connected(
     assert not worker._stuck(), "Redis is away"
     consumer.connection = object()
     assert worker._stuck()
+    consumer.away = True
+    assert not worker._stuck(), "half connected when Redis went away"
+    consumer.away = False
     worker._turn()
     assert not worker._stuck()
     clock[0] += 1000

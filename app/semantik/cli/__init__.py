@@ -15,9 +15,10 @@ from semantik import __version__
 from semantik.cli.check import check
 from semantik.cli.collections import collections
 from semantik.cli.embed import embed
-from semantik.cli.jobs import cancel, jobs, show, submit
+from semantik.cli.jobs import jobs, show, submit
 from semantik.cli.output import json_option
 from semantik.cli.search import search
+from semantik.cli.steering import cancel, pause, resume, retry
 from semantik.cli.watch import watch
 from semantik.exceptions import SemantikError
 
@@ -35,7 +36,10 @@ def cli() -> None:
     """
 
 
-for command in (submit, watch, jobs, show, cancel, collections, embed, search, check):
+COMMANDS = (
+    submit, watch, jobs, show, retry, pause, resume, cancel, collections, embed, search, check,
+)  # fmt: skip
+for command in COMMANDS:
     cli.add_command(command)
 
 

@@ -1,4 +1,4 @@
-"""submit, jobs, show and cancel: a job from its recording to its report."""
+"""submit, jobs and show: a job from its recording to its report."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import click
@@ -21,15 +22,21 @@ from semantik.cli.output import (
     outcome,
     plural,
     printable,
+    standing,
     table,
     wants_json,
 )
 from semantik.exceptions import BrokerUnavailable, NotFound
 
+if TYPE_CHECKING:
+    from semantik.jobs import Failure
+
 #: Failed documents that `show` prints without --all; a broken share can fail a million.
 SHOWN_FAILURES = 50
 #: Reasons that `show` counts where it does not print all failed documents, the most frequent ones.
 SHOWN_REASONS = 10
+#: What `semantik retry` does to a job that ended in this state.
+RETRIED = {"completed_with_errors": "tries them again", "failed": "tries it again"}
 #: Directories of one host: a path below them is hardly one that every worker has.
 PRIVATE = ("/root", "/home", "/tmp", "/var/tmp", "/run", "/proc", "/sys", "/dev", "/etc")  # noqa: S108
 
@@ -129,7 +136,7 @@ def submit(uri: str, collection: str, watching: bool, priority: int, allow_remov
             allow_removal=allow_removal,
             submitted_by=os.environ.get("SUDO_USER") or getpass.getuser(),
         )
-    sent = _send(str(job.id))
+    sent = tell_planner(str(job.id))
     if wants_json() and not watching:
         emit({"job": job, "sent": sent})
     elif not wants_json():
@@ -143,7 +150,7 @@ def submit(uri: str, collection: str, watching: bool, priority: int, allow_remov
     return 0
 
 
-def _send(job_id: str) -> bool:
+def tell_planner(job_id: str) -> bool:
     """Tell the planner; warn, and return False, where Redis is away. The scheduler sends it again then."""
     from semantik import jobs as records
     from semantik.celery_app import app
@@ -182,7 +189,7 @@ def jobs(everything: bool) -> None:
         [
             [
                 str(job.id)[:8],
-                job.state,
+                standing(job.state, job.paused),
                 job.collection,
                 f"{number(job.documents_done)}/{number(job.documents_total)}" if job.planned else "-",
                 moment(job.created_at),
@@ -218,7 +225,7 @@ def show(job: str, everything: bool) -> None:
         return
     lines = [
         ("job", found.id),
-        ("state", found.state),
+        ("state", standing(found.state, found.paused)),
         ("collection", found.collection),
         ("URI", found.uri),
         (
@@ -245,8 +252,14 @@ def show(job: str, everything: bool) -> None:
         lines.append(("reason", progress.error))
     for title, text in lines:
         click.echo(f"{title + ':' if title else '':<12}{printable(text)}")
-    if not failures:
-        return
+    if failures:
+        show_failures(failures, everything=everything)
+    if found.state in RETRIED:
+        click.echo(f"\nsemantik retry {str(found.id)[:8]}   {RETRIED[found.state]}")
+
+
+def show_failures(failures: Sequence[Failure], *, everything: bool) -> None:
+    """Print a job's failed documents, all or the first ones with a count of the reasons of all."""
     click.echo(f"\n{plural(len(failures), 'document')} failed:")
     if not everything and len(failures) > SHOWN_FAILURES:
         for line in by_reason([failure.error for failure in failures]):
@@ -268,24 +281,3 @@ def by_reason(errors: Sequence[str]) -> list[str]:
             f"{number(sum(count for _, count in rest))} x {plural(len(rest), 'other reason')}: --all"
         )
     return lines
-
-
-@click.command(short_help="Stop a job.")
-@click.argument("job")
-@json_option
-def cancel(job: str) -> None:
-    """Stop a job: what it has embedded stays, the rest is left as it was.
-
-    JOB is an id or the beginning of one.
-    """
-    from semantik import jobs as records
-    from semantik.database import connect
-    from semantik.settings import load
-
-    settings = load()
-    with connect(settings, application_name="semantik cancel") as connection:
-        found = records.cancel(connection, records.get(connection, job).id)
-    if wants_json():
-        emit({"job": found})
-    else:
-        click.echo(f"job {found.id} is {found.state}")

@@ -104,6 +104,11 @@ def outcome(progress: Progress) -> str:
     return ", ".join([*parts, f"{number(left)} to do"] if left else parts)
 
 
+def standing(state: str, paused: bool) -> str:
+    """Return a job's state as lists show it, as in "running, paused"."""
+    return f"{state}, paused" if paused else state
+
+
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[int] = ()) -> None:
     """Print `rows` in aligned columns; columns numbered in `right` are set to the right."""
     from rich.cells import cell_len

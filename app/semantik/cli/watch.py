@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from semantik.cli.output import duration, emit, json_option, number, outcome, plural, printable, wants_json
+from semantik.cli.output import (
+    duration,
+    emit,
+    json_option,
+    number,
+    outcome,
+    plural,
+    printable,
+    standing,
+    wants_json,
+)
 from semantik.exceptions import DatabaseUnavailable
 
 if TYPE_CHECKING:
@@ -121,7 +131,7 @@ def _poll(settings: Settings, job_id: str, view: View) -> tuple[Progress, int]:
             if reason and reason != told:
                 view.note(reason)
                 told = reason
-            if last is None or (progress.state, progress.tokens) != (last.state, last.tokens):
+            if last is None or _stage(progress) != _stage(last):
                 last, changed = progress, time.monotonic()
             view.show(progress)
             if progress.state in EXIT:
@@ -132,16 +142,24 @@ def _poll(settings: Settings, job_id: str, view: View) -> tuple[Progress, int]:
             connection.close()
 
 
+def _stage(progress: Progress) -> tuple[object, ...]:
+    """Return what changes while a job gets on."""
+    return progress.state, progress.paused, progress.tokens
+
+
 def waits_for(connection: Connection, settings: Settings, job_id: str, progress: Progress) -> str:
     """Return why nothing happens, as far as the database knows; "" where it does not."""
     from semantik import jobs as records
     from semantik.database import query
 
+    if progress.paused:
+        return f"paused: semantik resume {job_id[:8]}"
     if progress.state == "queued":
         mine = records.get(connection, job_id)
         for other in records.list_jobs(connection):
             if other.collection == mine.collection and other.state in ("planning", "running"):
-                return f"waiting for job {str(other.id)[:8]}, which fills the same collection"
+                rests = " and is paused" if other.paused else ""
+                return f"waiting for job {str(other.id)[:8]}, which fills the same collection{rests}"
         return "waiting for the planner: 'semantik check' shows whether it and Redis are there"
     live = connection.execute(query("check.working"), {"seconds": settings.live_seconds}).fetchone()
     return "no worker is live: 'semantik check' shows why" if live == (0,) else ""
@@ -165,7 +183,8 @@ class Lines:
     """Plain lines, for logs: when the state changed at once, when only numbers did every few seconds."""
 
     def __init__(self) -> None:
-        self._line = self._state = ""
+        self._line = ""
+        self._state = ("", False)
         self._at = 0.0
 
     def __enter__(self) -> Lines:
@@ -177,9 +196,10 @@ class Lines:
     def show(self, progress: Progress) -> None:
         """Print a line when it says something new and the last one is old enough."""
         line, now = describe(progress), time.monotonic()
-        if line == self._line or (progress.state == self._state and now - self._at < LINE_SECONDS):
+        state = progress.state, progress.paused
+        if line == self._line or (state == self._state and now - self._at < LINE_SECONDS):
             return
-        self._line, self._state, self._at = line, progress.state, now
+        self._line, self._state, self._at = line, state, now
         click.echo(f"{time.strftime('%H:%M:%S')} {line}")
         sys.stdout.flush()
 
@@ -246,7 +266,7 @@ class Bars:
         ended = progress.state in EXIT
         self._bars.update(
             self._task,
-            description=progress.state.replace("_", " "),
+            description=standing(progress.state.replace("_", " "), progress.paused),
             # Without a total the bar only moves; a job that had nothing to do ends with a full one.
             total=max(progress.documents_total, 1) if known or ended else None,
             completed=(progress.documents_done or (1 if ended else 0)) if known else 0,
@@ -266,7 +286,7 @@ class Bars:
 
 def describe(progress: Progress) -> str:
     """Return the job as it is now on one line."""
-    state = progress.state.replace("_", " ")
+    state = standing(progress.state.replace("_", " "), progress.paused)
     if progress.state in ("queued", "planning") or _listed_nothing(progress):
         return state
     parts = [

@@ -8,11 +8,12 @@ WHERE j.id = %(job)s AND j.state = 'planning' AND j.planner = %(node)s AND a.pid
 -- name: claim
 UPDATE jobs j
 SET state = 'planning', fence = j.fence + 1, lease_until = now() + make_interval(secs => %(lease)s),
-    planner = %(node)s, plan_attempts = plan_attempts + 1, started_at = coalesce(started_at, now()), listed = 0,
+    planner = %(node)s, plan_attempts = plan_attempts + %(count)s::boolean::integer,
+    started_at = coalesce(started_at, now()), listed = 0,
     backend_pid = pg_backend_pid(),
     backend_start = (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid())
 FROM collections c
-WHERE j.id = %(job)s AND c.id = j.collection_id AND NOT j.planned AND c.index_state <> 'building'
+WHERE j.id = %(job)s AND c.id = j.collection_id AND NOT j.planned AND NOT j.paused AND c.index_state <> 'building'
   AND (j.state = 'queued' OR (j.state = 'planning' AND (j.lease_until IS NULL OR j.planner = %(node)s)))
 RETURNING j.id::text, j.fence, j.uri, j.collection_id, j.allow_removal, j.plan_attempts
 

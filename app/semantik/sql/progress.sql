@@ -14,7 +14,9 @@ WITH documents AS (
            -- Of shards that run: their documents have no outcome before the shard's one transaction.
            coalesce(sum(documents_done) FILTER (WHERE state = 'running'), 0)::bigint AS running_done,
            count(*) FILTER (WHERE state = 'running') AS running,
-           min(started_at) AS began,
+           -- Of its last run alone, where a job is tried again.
+           min(started_at) FILTER (WHERE started_at >= this.began) AS began,
+           coalesce(sum(tokens) FILTER (WHERE state = 'done' AND started_at >= this.began), 0)::bigint AS run_tokens,
            -- Seconds that slots spent on shards, and the share of each shard's bytes that is through.
            coalesce(sum(extract(epoch FROM coalesce(finished_at, now()) - started_at))
                     FILTER (WHERE state IN ('running', 'done')), 0)::float8 AS slot_seconds,
@@ -23,7 +25,8 @@ WITH documents AS (
                     0)::float8 AS bytes_done,
            coalesce(sum(bytes) FILTER (WHERE state IN ('pending', 'queued', 'running', 'done')),
                     0)::float8 AS bytes_all
-    FROM shards WHERE job_id = %(job)s
+    FROM shards, (SELECT coalesce(started_at, '-infinity') AS began FROM jobs WHERE id = %(job)s) this
+    WHERE job_id = %(job)s
 ), rate AS (
     SELECT CASE WHEN slot_seconds > 0 THEN tokens / slot_seconds ELSE 0 END AS tokens_each,
            CASE WHEN slot_seconds > 0 THEN bytes_done / slot_seconds ELSE 0 END AS bytes_each
@@ -35,10 +38,11 @@ SELECT j.state,
        d.failed, d.skipped, d.removed,
        w.chunks, w.tokens, w.truncated_tokens,
        CASE WHEN j.finished_at IS NULL THEN r.tokens_each * w.running
-            ELSE w.tokens / greatest(extract(epoch FROM j.finished_at - coalesce(w.began, j.finished_at)), 0.001)::float8
+            ELSE w.run_tokens / greatest(extract(epoch FROM j.finished_at - coalesce(w.began, j.finished_at)), 0.001)::float8
        END AS tokens_per_second,
        CASE WHEN j.state = 'running' AND r.bytes_each > 0 AND w.running > 0
             THEN (w.bytes_all - w.bytes_done) / (r.bytes_each * w.running) END AS seconds_left,
-       j.error
+       j.error,
+       j.paused AND j.finished_at IS NULL AS paused
 FROM jobs j, documents d, work w, rate r
 WHERE j.id = %(job)s

@@ -6,10 +6,11 @@ JOIN pg_stat_activity a ON a.pid = s.backend_pid AND a.backend_start = s.backend
 WHERE s.state = 'running' AND s.lease_until < now()
 
 -- name: reap_shards
+-- `count` is 0 where the database or this loop was away meanwhile, which no worker can help.
 UPDATE shards
-SET expiries = expiries + 1, fence = fence + 1, lease_until = NULL,
-    state = CASE WHEN expiries + 1 >= %(limit)s THEN 'failed' ELSE 'pending' END,
-    finished_at = CASE WHEN expiries + 1 >= %(limit)s THEN now() END
+SET expiries = expiries + %(count)s, fence = fence + 1, lease_until = NULL,
+    state = CASE WHEN expiries + %(count)s >= %(limit)s THEN 'failed' ELSE 'pending' END,
+    finished_at = CASE WHEN expiries + %(count)s >= %(limit)s THEN now() END
 WHERE state = 'running' AND lease_until < now()
 RETURNING id, job_id::text, slot, expiries, state
 
@@ -54,25 +55,45 @@ RETURNING id
 SELECT id::text FROM jobs WHERE state = 'running' ORDER BY created_at
 
 -- name: start
--- The next job of each collection that has no active one, and whose index is not just being built.
+-- The next job of each collection that has no active one, and whose index is not just being built. One that has its
+-- plan, being tried again, needs no planner.
 UPDATE jobs j
-SET state = 'planning', started_at = coalesce(j.started_at, now()), sent_at = NULL
+SET state = CASE WHEN j.planned THEN 'running' ELSE 'planning' END, fence = j.fence + 1,
+    started_at = coalesce(j.started_at, now()), sent_at = NULL
 FROM (
     SELECT DISTINCT ON (q.collection_id) q.id
     FROM jobs q
     JOIN collections c ON c.id = q.collection_id AND c.index_state <> 'building'
     -- Who submits a job sends its first message; this is for those that waited, or whose message found no Redis.
-    WHERE q.state = 'queued' AND q.created_at < now() - interval '2 seconds'
+    WHERE q.state = 'queued' AND NOT q.paused AND q.created_at < now() - interval '2 seconds'
       AND NOT EXISTS (SELECT FROM jobs a WHERE a.collection_id = q.collection_id AND a.state IN ('planning', 'running'))
     ORDER BY q.collection_id, q.priority DESC, q.created_at, q.id
 ) next
-WHERE j.id = next.id AND j.state = 'queued'
+WHERE j.id = next.id AND j.state = 'queued' AND NOT j.paused
 RETURNING j.id::text
+
+-- name: settle_removed
+-- Documents that another job removed while this one, with its plan, waited for its turn. No shard holds them any more.
+WITH gone AS (
+    SELECT jd.document_id, jd.shard_id, coalesce(jd.size, 0) AS bytes
+    FROM job_documents jd
+    WHERE jd.job_id = %(job)s AND jd.outcome IS NULL
+      AND NOT EXISTS (SELECT FROM documents d WHERE d.id = jd.document_id)
+), settled AS (
+    UPDATE job_documents jd SET outcome = 'removed', shard_id = NULL
+    FROM gone WHERE jd.job_id = %(job)s AND jd.document_id = gone.document_id
+)
+UPDATE shards s
+SET documents = s.documents - lost.documents, bytes = s.bytes - lost.bytes,
+    state = CASE WHEN s.documents = lost.documents THEN 'done' ELSE s.state END,
+    finished_at = CASE WHEN s.documents = lost.documents THEN now() END
+FROM (SELECT shard_id, count(*) AS documents, sum(bytes) AS bytes FROM gone GROUP BY shard_id) lost
+WHERE s.id = lost.shard_id AND s.state = 'pending'
 
 -- name: unplanned
 -- Jobs that wait for the planner; `due` are those whose message was not sent, or long enough ago to have been lost.
 SELECT id::text, coalesce(sent_at < now() - make_interval(secs => %(grace)s), true) AS due, sent_at IS NULL AS unsent
-FROM jobs WHERE state = 'planning' AND lease_until IS NULL
+FROM jobs WHERE state = 'planning' AND lease_until IS NULL AND NOT paused
 ORDER BY priority DESC, created_at
 
 -- name: sent_plan
@@ -86,15 +107,19 @@ SELECT greatest(0, %(per_slot)s * (SELECT count(*) FROM slots
                    - (SELECT count(*) FROM shards WHERE state IN ('queued', 'running')))
 
 -- name: hand_out
-UPDATE shards s SET state = 'queued', queued_at = now()
-FROM (
+-- Chosen once: as a subquery of the UPDATE the choice may run for each row, and skips what it has locked each time.
+WITH next AS MATERIALIZED (
     SELECT s.id FROM shards s
-    JOIN jobs j ON j.id = s.job_id AND j.state = 'running' AND j.planned
+    JOIN jobs j ON j.id = s.job_id AND j.state = 'running' AND j.planned AND NOT j.paused
     WHERE s.state = 'pending'
     ORDER BY j.priority DESC, j.created_at, s.id
     LIMIT %(window)s
     FOR UPDATE OF s SKIP LOCKED
-) next
+    -- So that a pause, which comes in the same moment, finds what this has handed out.
+    FOR SHARE OF j SKIP LOCKED
+)
+UPDATE shards s SET state = 'queued', queued_at = now()
+FROM next
 WHERE s.id = next.id AND s.state = 'pending'
 RETURNING s.id, s.job_id::text
 
@@ -104,28 +129,54 @@ SELECT count(*) AS all, count(*) FILTER (WHERE queued_at < now() - make_interval
 FROM shards WHERE state = 'queued'
 
 -- name: resend
-UPDATE shards s SET queued_at = now()
-FROM (
+-- One that is just being claimed has had its message; its claim may be frozen, and this must not wait for it.
+WITH lost AS MATERIALIZED (
     SELECT id FROM shards
     WHERE state = 'queued' AND queued_at < now() - make_interval(secs => %(grace)s)
     ORDER BY queued_at, id LIMIT %(missing)s
-) lost
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE shards s SET queued_at = now()
+FROM lost
 WHERE s.id = lost.id AND s.state = 'queued'
 RETURNING s.id, s.job_id::text
 
+-- name: wanted
+-- Of these shards and jobs, those whose message still stands for something to do.
+SELECT 'shard', id::text FROM shards WHERE id = ANY(%(shards)s::bigint[]) AND state IN ('queued', 'running')
+UNION ALL
+SELECT 'job', id::text FROM jobs WHERE id::text = ANY(%(jobs)s::text[]) AND finished_at IS NULL AND NOT planned
+
+-- name: end_frozen
+-- A scheduler that holds the lock and shows no sign of life: stopped, or on a host that hangs. The lock's key is a
+-- bigint, which pg_locks shows in two halves.
+SELECT a.pid, pg_terminate_backend(a.pid, 5000)
+FROM pg_locks l
+JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND (l.classid::bigint << 32 | l.objid::bigint) = hashtext('semantik scheduler')::bigint
+  AND a.backend_start < now() - make_interval(secs => %(silent)s)
+  AND NOT EXISTS (SELECT FROM heartbeats h
+                  WHERE h.name = 'scheduler' AND h.last_seen > now() - make_interval(secs => %(silent)s))
+
 -- name: active
-SELECT id::text, planner FROM jobs WHERE state IN ('planning', 'running') ORDER BY created_at
+-- A queued job with a fence is one that ended and is tried again: its result is to be replaced.
+SELECT id::text, planner FROM jobs
+WHERE state IN ('planning', 'running') OR (state = 'queued' AND fence > 0)
+ORDER BY created_at
 
 -- name: unreported
 SELECT j.id::text, j.state, j.planner, j.error, c.name, j.uri, j.listed, j.unchanged,
-       coalesce(extract(epoch FROM j.finished_at - j.started_at), 0)::float8 AS seconds
+       coalesce(extract(epoch FROM j.finished_at - j.started_at), 0)::float8 AS seconds, j.fence
 FROM jobs j
 JOIN collections c ON c.id = j.collection_id
 WHERE j.finished_at IS NOT NULL AND j.reported_at IS NULL
 ORDER BY j.finished_at LIMIT 100
 
 -- name: reported
-UPDATE jobs SET reported_at = now() WHERE id = %(job)s
+-- Not where it was tried again meanwhile: its next end is another.
+UPDATE jobs SET reported_at = now() WHERE id = %(job)s AND fence = %(fence)s AND finished_at IS NOT NULL
 
 -- name: want_index
 UPDATE collections c SET index_state = 'building'

@@ -7,22 +7,29 @@ WHERE s.id = %(shard)s AND s.state = 'running' AND s.slot = %(slot)s AND a.pid <
 
 -- name: claim
 -- A live lease of another slot is left alone, an expired one is the reaper's; the slot's own is superseded at once.
+-- The job's row is locked, so that no shard is claimed of a job that is paused or stopped in this very moment; where
+-- somebody changes the job just now, the shard is left, and sent again.
+WITH job AS MATERIALIZED (
+    SELECT j.id, j.uri, c.id AS collection, c.dim, c.chunk_tokens, c.chunk_overlap
+    FROM jobs j
+    JOIN collections c ON c.id = j.collection_id AND c.model_revision = %(model_revision)s
+    WHERE j.id = (SELECT job_id FROM shards WHERE id = %(shard)s) AND j.state = 'running' AND j.planned AND NOT j.paused
+    FOR SHARE OF j SKIP LOCKED
+)
 UPDATE shards s
 SET state = 'running', attempt = s.attempt + 1, fence = s.fence + 1, slot = %(slot)s,
     lease_until = now() + make_interval(secs => %(lease)s), started_at = now(),
     backend_pid = pg_backend_pid(),
     backend_start = (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()),
     documents_done = 0, chunks = 0, tokens = 0, truncated_tokens = 0
-FROM jobs j
-JOIN collections c ON c.id = j.collection_id
-WHERE s.id = %(shard)s AND j.id = s.job_id AND j.state = 'running' AND j.planned
-  AND c.model_revision = %(model_revision)s
+FROM job j
+WHERE s.id = %(shard)s AND s.job_id = j.id
   AND (s.state IN ('pending', 'queued') OR (s.state = 'running' AND s.slot = %(slot)s))
-RETURNING s.id, s.job_id::text, s.fence, s.attempt, s.documents, s.bytes, j.uri, c.id, c.dim, c.chunk_tokens,
-          c.chunk_overlap
+RETURNING s.id, s.job_id::text, s.fence, s.attempt, s.documents, s.bytes, j.uri, j.collection, j.dim, j.chunk_tokens,
+          j.chunk_overlap
 
 -- name: state
-SELECT state, slot, job_id::text FROM shards WHERE id = %(shard)s
+SELECT state, slot, job_id::text, fence FROM shards WHERE id = %(shard)s
 
 -- name: sources
 SELECT jd.document_id, jd.uri, d.content_hash, jd.size, d.chunks
