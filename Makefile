@@ -66,6 +66,14 @@ test: ## Everything: linters, unit, integration and molecule tests
 bench: setup ## Measure this engine beside what others use (QUICK=1: a few minutes, not for figures)
 	@bench/bench $(if $(QUICK),--quick) $(BENCH)
 
+.PHONY: bench-planning
+bench-planning: root setup-tests ## Plan a tree of FILES=1000000 small files and watch memory and Redis meanwhile
+	@bench/planning --files $(or $(FILES),1000000)
+
+.PHONY: chaos
+chaos: setup-tests root ## Break a lab at work by a seeded plan and judge the damage (SEED=1 FAULTS=20 CHAOS='--keep')
+	@PYTHONPATH=app:tests:lab python -m chaos --seed $(or $(SEED),1) --faults $(or $(FAULTS),20) $(CHAOS)
+
 .PHONY: demo
 demo: root setup ## Build a three-host cluster on this machine, embed real documents, search them
 	@lab/demo up

@@ -18,6 +18,7 @@ _HEADER = (
     "contender", "tokens/s", "spread", "to encode", "batch", "CPU s/1000", "padding", "peak MB", "min cosine",
 )  # fmt: skip
 _MB = 1_000_000
+_SQL_WAITS = ("sql_wait_share", "write_seconds", "commit_seconds")
 
 
 def row(entry: Entry, reference: Entry, profile: str, tokens: int) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def row(entry: Entry, reference: Entry, profile: str, tokens: int) -> dict[str, 
         "peak_main_bytes": entry.worker.main_peak if entry.worker else None,
     }
     facts |= {key: runs[-1][key] for key in ("waits", "token_budget", "shards") if key in runs[-1]}
-    for key in ("worker_seconds", "planning_seconds", "engine_seconds"):
+    for key in ("worker_seconds", "planning_seconds", "engine_seconds", *_SQL_WAITS):
         if key in runs[-1]:
             facts[key] = median(run[key] for run in runs)
     return facts
@@ -60,6 +61,9 @@ def headlines(race: Race, tokens: int, profile: str = "long") -> dict[str, Any]:
     def ratio(left: list[float], right: list[float]) -> float | None:
         return stats.paired_ratio(left, right) if left and len(left) == len(right) else None
 
+    postgres = race.entries.get(POSTGRES)
+    runs = postgres.runs.get(profile, []) if postgres and postgres.error is None else []
+    waited = [run["sql_wait_share"] for run in runs if "sql_wait_share" in run]
     peer = best_peer(race.entries.values(), profile, tokens)
     ours = [race.entries[name] for name in (FORWARD, PARQUET, POSTGRES) if name in race.entries]
     cosines = [entry.cosines[profile] for entry in ours if profile in entry.cosines]
@@ -71,6 +75,7 @@ def headlines(race: Race, tokens: int, profile: str = "long") -> dict[str, Any]:
         "parquet_efficiency": ratio(of(PARQUET), forward),
         "postgres_efficiency": ratio(of(POSTGRES), forward),
         "postgres_worker_efficiency": ratio(of(POSTGRES, "worker_seconds"), forward),
+        "sql_wait_share": median(waited) if waited else None,
         "min_cosine_fp32": min(cosines) if cosines else None,
     }
 
@@ -137,6 +142,12 @@ def _beside(result: dict[str, Any]) -> Iterator[str]:
                 f"{one['label']}: from submit to the first claim {one['planning_seconds']:.1f} s (fixed "
                 f"overhead), from there to the last commit {one['worker_seconds']:.1f} s, "
                 f"{one['shards']} shards"
+            )
+        if "sql_wait_share" in one:
+            yield (
+                f"{one['label']}: {one['sql_wait_share']:.1%} of the shards' time for SQL: rows written "
+                f"between batches {one['write_seconds']:.2f} s, from the last vectors to the commit's end "
+                f"{one['commit_seconds']:.2f} s"
             )
     for size in ("one", "ten"):
         if facts := result.get("memory", {}).get(size):

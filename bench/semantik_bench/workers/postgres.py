@@ -1,26 +1,21 @@
 """This engine from disk to PostgreSQL: a real job through Celery, on one worker, with services of its own.
 
-The services and the processes are those of the integration tests, with the settings of a cluster instead of
-the tests' short ones, and with fsync on.
+The services and the processes are those of semantik_bench.services.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import os
-import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from semantik_bench import services
 from semantik_bench.workers.protocol import Answer, in_order, serve
 
-ROOT = Path(__file__).resolve().parents[3]
 _JOB_SECONDS = 1800.0
 
 
@@ -29,40 +24,7 @@ def load(ends: contextlib.ExitStack, settings: Answer) -> Callable[[Answer], tup
 
     `ends` stops them all.
     """
-    sys.path.append(str(ROOT / "tests" / "integration"))
-    from cluster import FAST, Cluster
-    from services import Services, clear_left_over, tree
-
-    class Durable(Services):
-        def _spawn(self, name: str, command: list[str]) -> None:
-            super()._spawn(name, ["fsync=on" if word == "fsync=off" else word for word in command])
-
-    class Ordinary(Cluster):
-        def environment(self, role: str, **more: str) -> dict[str, str]:
-            kept = {"SEMANTIK_DEVICE", "SEMANTIK_HOST"}
-            fast = set(FAST) - kept
-            ours = {name: value for name, value in super().environment(role).items() if name not in fast}
-            return {**ours, **more}
-
-    directory = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="semantik-bench-")))
-    root = tree()
-    clear_left_over(root)
-    inside = root / "srv" / f"test-{os.getpid()}"
-    inside.mkdir()
-    services = Durable(root, inside)
-    ends.callback(services.close)
-    services.prepare()
-    services.start_postgres()
-    services.start_redis()
-    services.make_roles()
-    services.make_database()
-    os.environ |= {
-        "CELERY_BROKER_URL": services.redis_url,
-        "SEMANTIK_DATABASE_URL": services.database_url("operator"),
-        "CREDENTIALS_DIRECTORY": "/nonexistent",
-    }
-    cluster = Ordinary(services, directory, settings["environment"])
-    ends.callback(cluster.close)
+    cluster = services.start(ends, settings["environment"])
     cluster.start_scheduler()
     cluster.start_planner()
     cluster.start_worker(0)
@@ -106,6 +68,7 @@ def _facts(cluster: Any, job: Any) -> Answer:
         "tokens": int(tokens),
         "shards": int(shards),
         "waits": waits,
+        **services.sql_waits(cluster, str(job.id)),
         "main_process": cluster.child("worker0"),
     }
 
