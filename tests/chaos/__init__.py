@@ -1,0 +1,1 @@
+"""Faults by a seeded schedule against a booted cluster, and the verdict on what they cost: `make chaos`."""

@@ -1,0 +1,7 @@
+"""`python -m chaos`, with app/ and tests/ on the path: see `make chaos`."""
+
+import sys
+
+from chaos.command import main
+
+sys.exit(main())
