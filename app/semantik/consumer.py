@@ -1,7 +1,9 @@
 """Celery's consumer, for a Redis that goes away, comes back, or is full: no worker ends or idles for long.
 
 Celery itself waits up to 30 s more between two attempts the longer Redis is away, and ends the worker when
-Redis answers with an error, as it does to every write once its memory is full.
+Redis answers with an error, as it does to every write once its memory is full. And a worker whose
+acknowledgement meets a Redis that is away counts the message as still in hand, for ever: with a prefetch of
+one it would take no other.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from typing import Any
 from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.consumer import consumer
 from celery.worker.state import maybe_shutdown
+from kombu.transport import redis as transport
+from kombu.transport import virtual
 
 from semantik.broker import describe
 from semantik.logs import event
@@ -24,6 +28,33 @@ log = logging.getLogger("semantik.consumer")
 FIRST_PAUSE, PAUSE_STEP, LONGEST_PAUSE = 1.0, 1.0, 5.0
 #: Seconds until Redis is asked again after it has refused a command.
 REFUSED_PAUSE = 5.0
+
+
+class QoS(transport.QoS):
+    """Lets go of a message that it was told to, also where Redis does not hear of it.
+
+    What stays in Redis of such a message is removed by the scheduler, by what the database says of its shard.
+    """
+
+    def ack(self, delivery_tag: str) -> None:
+        """Forget the message, in Redis first; raises what Redis' client does."""
+        try:
+            super().ack(delivery_tag)  # type: ignore[no-untyped-call]
+        except Exception:
+            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
+            raise
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Give the message back, or forget it; raises what Redis' client does."""
+        try:
+            super().reject(delivery_tag, requeue=requeue)  # type: ignore[no-untyped-call]
+        except Exception:
+            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
+            raise
+
+
+# kombu has no setting for it.
+transport.Channel.QoS = QoS
 
 
 class Consumer(consumer.Consumer):  # type: ignore[misc]

@@ -157,6 +157,30 @@ def test_the_longest_pause_is_within_what_is_promised(idle_cluster: Cluster) -> 
     assert LONGEST_PAUSE + max(CONNECT_SECONDS, SOCKET_SECONDS) + REFUSED_PAUSE <= 30
 
 
+@pytest.mark.parametrize("answer", ["ack", "requeue"])
+def test_a_message_that_redis_does_not_hear_the_answer_to_is_let_go(
+    idle_cluster: Cluster, answer: str
+) -> None:
+    services, app = idle_cluster.services, idle_cluster.app
+    options = {"socket_timeout": 1, "health_check_interval": 0}
+    with app.connection_for_read(transport_options=options) as connection:
+        queue = connection.SimpleQueue(f"answers-{answer}")
+        for number in (1, 2):
+            queue.put(number)
+        channel = queue.channel
+        channel.basic_qos(0, 1, False)  # as a worker has it: one message in hand
+        message = queue.get(timeout=5)
+        assert not channel.qos.can_consume()
+        services.signal("redis", signal.SIGSTOP)
+        try:
+            with pytest.raises(connection.connection_errors):
+                message.ack() if answer == "ack" else message.requeue()
+        finally:
+            services.signal("redis", signal.SIGCONT)
+        assert channel.qos.can_consume(), "the next may come"
+        assert queue.get(timeout=5).payload == 2
+
+
 def test_redis_flushed_while_workers_wait_in_it(cluster: Cluster, tmp_path: Path) -> None:
     cluster.services.redis().flushall()
     write(tmp_path / "docs", 10)
