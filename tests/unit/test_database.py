@@ -37,7 +37,6 @@ def test_errors_that_pass(error: Exception) -> None:
         psycopg.errors.UniqueViolation(),
         psycopg.errors.InsufficientPrivilege(),
         psycopg.errors.UndefinedTable(),
-        psycopg.errors.QueryCanceled(),
         psycopg.DataError("a NUL in a text"),
         ValueError("no database error at all"),
     ],
