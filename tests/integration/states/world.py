@@ -47,7 +47,9 @@ class World(Processes, Ending):
         self.monitor = self.services.superuser(self.database)
         self._numbers = itertools.count(1)
         self._settings: dict[str, settings.Settings] = {}
-        for name in ("semantik", "psycopg"):
+        # Thousands of lives would be told; other tests of the same process read the log.
+        self._levels = {name: logging.getLogger(name).level for name in ("semantik", "psycopg")}
+        for name in self._levels:
             logging.getLogger(name).setLevel(logging.CRITICAL)
         with self.operator() as connection:
             for name in COLLECTIONS:
@@ -150,6 +152,8 @@ class World(Processes, Ending):
     def close(self) -> None:
         self.stage.close()
         self.monitor.close()
+        for name, level in self._levels.items():
+            logging.getLogger(name).setLevel(level)
 
     def _boot(self, place: Place) -> Place:
         place.parent, place.run = next(self._numbers), next(self._numbers)
