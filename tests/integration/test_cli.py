@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -117,12 +116,9 @@ def test_searching_does_not_wait_for_a_job_and_ctrl_c_leaves_it_running(
             lambda: len(cluster.rows("SELECT FROM shards WHERE job_id = %s AND state = 'running'", job)) == 2,
             what="both slots to be busy",
         )
-        begun = time.monotonic()
         assert ask(cluster, "search", "quick", "sailing", "-n", "1")[0]["uri"].endswith("boats.txt")
-        seconds = time.monotonic() - begun
         listed = run(cluster, "jobs").stdout
-        assert f"{job[:8]}  running" in listed
-        assert seconds < 3, "a search takes well under a second of work"
+        assert f"{job[:8]}  running" in listed, "the search waited for the job's end"
 
         watching = start(cluster, "watch", job[:12])
         assert watching.stdout is not None
@@ -158,9 +154,7 @@ def test_with_redis_down_a_job_is_recorded_and_starts_when_it_is_back(
     folder = subjects(tmp_path / "later")
     cluster.services.stop("redis")
     try:
-        begun = time.monotonic()
         result = run(cluster, "submit", str(folder), "--collection", "later", "--json")
-        assert time.monotonic() - begun < 10
     finally:
         cluster.services.start_redis()
     assert result.returncode == 0
