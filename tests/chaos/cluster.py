@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "lab"))
 from semantik_lab.errors import LabError
 from semantik_lab.host import DOCUMENTS, Node, State
 from semantik_lab.lab import Lab, power_off, start
+from semantik_lab.shell import wait_until as wait
 
 SETTINGS = "/etc/semantik/semantik.env"
 PREFIX = "semantik:"
@@ -241,16 +242,6 @@ def send(pid: int, number: int) -> bool:
 def kill(pids: Sequence[int]) -> list[int]:
     """SIGKILL processes and return those that were there."""
     return [pid for pid in pids if send(pid, signal.SIGKILL)]
-
-
-def wait(ready: Callable[[], bool], seconds: float, interval: float = 0.1) -> bool:
-    """Ask until the answer is yes or the time is over; return the last answer."""
-    deadline = time.monotonic() + seconds
-    while not ready():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(interval)
-    return True
 
 
 __all__ = ["DOCUMENTS", "PATIENCE", "PREFIX", "Cluster", "LabError", "kill", "send", "wait", "worker"]

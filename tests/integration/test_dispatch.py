@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from bench import Bench
 from cluster import Cluster
 from documents import write
 from services import Services, wait_for
+from watch import Watch
 
 from semantik import jobs
 from semantik.database import connect, query
@@ -37,22 +37,12 @@ def test_a_turn_hands_out_no_more_than_the_window(bench: Bench) -> None:
             assert len(found) == 4
 
 
-class Redis:
+class Redis(Watch):
     """Watches what is in Redis, and what the database says is in flight, while jobs run."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.queue = self.keys = self.in_flight = 0
-        self._cluster = cluster
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Redis:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
+        super().__init__(cluster)
 
     def _watch(self) -> None:
         redis, prefix = self._cluster.services.redis(), self._cluster.settings().key_prefix

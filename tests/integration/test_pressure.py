@@ -8,13 +8,13 @@ import socket
 import stat
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cluster import Cluster
 from documents import write
+from watch import Watch
 
 from semantik import sources
 from semantik.exceptions import SemantikError
@@ -58,22 +58,12 @@ def many(folder: Path, count: int) -> Path:
     return folder
 
 
-class Largest:
+class Largest(Watch):
     """Watches the memory that is one database session's own while a job is planned."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.bytes = 0
-        self._cluster = cluster
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Largest:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
+        super().__init__(cluster)
 
     def _watch(self) -> None:
         sessions = (
