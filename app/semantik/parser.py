@@ -8,10 +8,12 @@ service as an exec'd child.
 
 The conversation, one document at a time:
 
-    service: HELLO, once                                     ready; its absence means "no parser", not "bad
-    document" client:  a JSON line with the descriptor (SCM_RIGHTS) service: ACK
-    from here on a death is this document's fault service: length of a JSON header (4 bytes, big endian), the
-    header, the text in UTF-8
+    service: HELLO, once
+        ready; its absence means "no parser", not "bad document"
+    client: a JSON line with the descriptor (SCM_RIGHTS)
+    service: ACK
+        from here on a death may be this document's fault: it is tried once more, by a fresh process
+    service: length of a JSON header (4 bytes, big endian), the header, the text in UTF-8
 
 Limits hold in the service, where the kernel enforces them whatever a library is doing: a timer and RLIMIT_AS
 whose signals are fatal, and SIGIO, fatal as well, when the peer goes away. The client keeps a later deadline
@@ -23,6 +25,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import resource
 import select
@@ -41,6 +44,8 @@ from semantik.exceptions import DocumentError, ParserUnavailable
 
 if TYPE_CHECKING:
     from semantik.settings import Settings
+
+log = logging.getLogger(__name__)
 
 HELLO = b"semantik-parser 1\n"
 ACK = b"+"
@@ -62,6 +67,10 @@ _HELLO_SECONDS = 30.0
 _ATTEMPTS = 3
 
 
+class _Died(DocumentError):
+    """The parser ended while it had the document, and not by a limit of time."""
+
+
 @dataclass(frozen=True)
 class Parsed:
     """A parsed document. `text` is empty and `unchanged` true when its bytes hash to what the caller knew."""
@@ -75,8 +84,7 @@ class Parsed:
     unchanged: bool = False
 
 
-# --- the service
-# -------------------------------------------------------------------------------------------------
+# --- the service ---
 
 
 def serve(sock: socket.socket) -> None:
@@ -208,8 +216,7 @@ def main() -> None:
         return  # the peer left while an answer was on its way
 
 
-# --- the client
-# --------------------------------------------------------------------------------------------------
+# --- the client ---
 
 
 class ParserClient:
@@ -222,12 +229,11 @@ class ParserClient:
         self._aborted = False
 
     def parse(self, fd: int, name: str, known_hash: bytes | None = None) -> Parsed:
-        """Return the text of the document open at `fd`; `name` helps where the content does not say what it
-        is.
+        """Return the text of the document open at `fd`; `name` helps where the content says nothing.
 
         When its bytes hash (SHA-256) to `known_hash` it is not parsed: `unchanged` is true, the text empty.
-        Raises DocumentError with the reason when the document fails, crashes the parser or exceeds a limit,
-        and ParserUnavailable when there is no parser to ask (nothing is wrong with the document then).
+        Raises DocumentError with the reason when the document fails, crashes the parser twice or exceeds a
+        limit, and ParserUnavailable when there is no parser to ask (nothing is wrong with the document then).
         """
         settings = self._settings
         request = {
@@ -237,21 +243,29 @@ class ParserClient:
             "memory_mb": settings.parse_memory_mb,
             "document_max_mb": settings.document_max_mb,
         }
-        sock = self._begin(json.dumps(request).encode() + b"\n", fd)
+        line = json.dumps(request).encode() + b"\n"
+        try:
+            return self._converse(line, fd)
+        except _Died as died:
+            log.info("%s; it is tried once more: %s", died, request["name"])
+            # Perhaps not of this document: an operator, or a kernel short of memory, may have killed it.
+            return self._converse(line, fd)
+
+    def _converse(self, line: bytes, fd: int) -> Parsed:
+        sock = self._begin(line, fd)
         started = time.monotonic()
-        deadline = started + settings.parse_seconds + _GRACE_SECONDS
+        deadline = started + self._settings.parse_seconds + _GRACE_SECONDS
         try:
             header = json.loads(_read(sock, _length(sock, deadline), deadline))
-            parsed = self._parsed(sock, header, deadline)
+            return self._parsed(sock, header, deadline)
         except TimeoutError:
             self._drop(kill=True)
             raise DocumentError(self._too_slow()) from None
         except EOFError:
-            raise DocumentError(self._died(time.monotonic() - started)) from None
+            raise self._death(time.monotonic() - started) from None
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             self._drop(kill=True)
             raise DocumentError(f"the parser's answer makes no sense: {error!r}"[:500]) from error
-        return parsed
 
     def abort(self) -> None:
         """End the conversation from another thread: a `parse` that waits raises at once, as later ones do."""
@@ -371,15 +385,15 @@ class ParserClient:
             unchanged=header.get("unchanged") is True,
         )
 
-    def _died(self, seconds: float) -> str:
-        """Say why the parser ended while it had a document."""
+    def _death(self, seconds: float) -> DocumentError:
+        """Return why the parser ended while it had a document for so many seconds."""
         status = self._drop()
         if self._aborted:
-            return "the parser was stopped"
+            return DocumentError("the parser was stopped")
         if status == -signal.SIGALRM or (status is None and seconds >= self._settings.parse_seconds - 0.1):
-            return self._too_slow()
+            return DocumentError(self._too_slow())
         how = f"by {signal.Signals(-status).name}" if status is not None and status < 0 else "unexpectedly"
-        return (
+        return _Died(
             f"the parser ended {how} on this document: a crash, or more than "
             f"{self._settings.parse_memory_mb} MB of memory (SEMANTIK_PARSE_MEMORY_MB)"
         )

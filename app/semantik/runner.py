@@ -263,6 +263,7 @@ class Runner:
         """Replace the documents' chunks, mark documents and shard, in the transaction that holds the rows."""
         held = lease.claim
         values = {"job": held.job, "shard": held.shard, "fence": held.fence, **lease.counts()}
+        values["skipped"] = sum(item.outcome == "skipped" for item in finished)
         values["waits"] = json.dumps({stage: round(seconds, 3) for stage, seconds in waits.items()})
         connection.execute(query("shards.make_finished"))
         with connection.cursor().copy("COPY shard_finished FROM STDIN (FORMAT BINARY)") as copy:

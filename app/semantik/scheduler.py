@@ -215,7 +215,7 @@ class Scheduler:
         connection.execute(query("scheduler.end_expired_shards"))
         try:
             self._reap_shards(connection)
-        except psycopg.errors.LockNotAvailable as error:
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
             event(log, "a row is locked; the next turn takes it", level=logging.WARNING, error=error)
         else:
             self._excused = False
@@ -245,9 +245,16 @@ class Scheduler:
                     log, "lease ran out", level=logging.WARNING,
                     job=job, shard=shard, slot=slot, expiries=expiries, state=state,
                 )  # fmt: skip
+                if expiries < self.settings.expiry_limit:
+                    continue
+                reason = f"the lease of its shard ran out {expiries} times, the last on {slot}"
+                of_shard = {"shard": shard, "reason": f"given up: {reason}" if state == "failed" else reason}
                 if state == "failed":
-                    reason = f"given up: the lease of its shard ran out {expiries} times, the last on {slot}"
-                    connection.execute(query("shards.fail_documents"), {"shard": shard, "reason": reason})
+                    connection.execute(query("shards.fail_documents"), of_shard)
+                else:
+                    apart = connection.execute(query("scheduler.set_all_apart"), of_shard).rowcount
+                    connection.execute(query("shards.shrink"), of_shard)
+                    event(log, "set apart", level=logging.WARNING, job=job, shard=shard, documents=apart)
 
     # --- handing out ---
 
@@ -296,7 +303,7 @@ class Scheduler:
         """Write active jobs' progress and ended jobs' results where Celery looks for them."""
         if time.monotonic() >= self._report_due:
             self._report_progress(connection, broker)
-            # Counting a large job's documents costs the database more than a number is worth that often.
+            # Adding up a large job's shards costs the database more than a number is worth that often.
             self._report_due = time.monotonic() + self.settings.tick_seconds / 5
         for row in connection.execute(query("scheduler.unreported")).fetchall():
             ended = reports.Ended(*row)

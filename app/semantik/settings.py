@@ -55,7 +55,7 @@ class Settings:
     parse_memory_mb: int = 1024  # SEMANTIK_PARSE_MEMORY_MB: per document
     document_max_mb: int = 512  # SEMANTIK_DOCUMENT_MAX_MB
     crash_limit: int = 2  # SEMANTIK_CRASH_LIMIT: of a shard, before its documents are set apart
-    expiry_limit: int = 5  # SEMANTIK_EXPIRY_LIMIT: leases that ran out, before a shard fails
+    expiry_limit: int = 5  # SEMANTIK_EXPIRY_LIMIT: leases that ran out, before the same
     plan_limit: int = 5  # SEMANTIK_PLAN_LIMIT: attempts at planning a job
     keep_jobs_days: float = 30.0  # SEMANTIK_KEEP_JOBS_DAYS: finished jobs
     visibility_seconds: int = 21_600  # SEMANTIK_VISIBILITY_SECONDS: far above the longest shard

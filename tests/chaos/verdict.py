@@ -89,12 +89,7 @@ def left_in_redis(before: Iterable[str], after: Iterable[str]) -> list[str]:
 
 def explained_failure(error: str, happened: Sequence[Happened]) -> bool:
     """Whether a document's failure is what a fault of this run does to a document."""
-    kinds = {each.fault.kind for each in happened}
-    if "the parser" in error:
-        return "parser_kill" in kinds or "host_power" in kinds
-    if error.startswith("quarantined"):
-        return any(CRASH in each.fault.what.explains for each in happened)
-    return False
+    return error.startswith("quarantined") and any(CRASH in each.fault.what.explains for each in happened)
 
 
 def judge(

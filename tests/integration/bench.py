@@ -51,7 +51,7 @@ class Bench:
     def done(self, connection: Connection, held: Claim) -> int:
         values: dict[str, Any] = {
             "shard": held.shard, "fence": held.fence, "waits": None,
-            "documents_done": 0, "chunks": 0, "tokens": 0, "truncated_tokens": 0,
+            "documents_done": 0, "chunks": 0, "tokens": 0, "truncated_tokens": 0, "skipped": 0,
         }  # fmt: skip
         return connection.execute(query("shards.done"), values).rowcount
 

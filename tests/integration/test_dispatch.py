@@ -77,6 +77,9 @@ def cancel(cluster: Cluster, found: list[str]) -> None:
             jobs.cancel(connection, job)
     reported = "SELECT count(*) FROM jobs WHERE reported_at IS NOT NULL AND id::text = ANY(%s)"
     wait_for(lambda: cluster.rows(reported, found) == [(len(found),)], what="the ends are reported")
+    # The next test must not count them.
+    redis, prefix = cluster.services.redis(), cluster.settings().key_prefix
+    wait_for(lambda: redis.llen(f"{prefix}embed") == 0, what="their messages are gone")
 
 
 @pytest.fixture

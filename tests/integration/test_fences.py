@@ -94,22 +94,40 @@ def test_a_worker_that_freezes_in_its_claim_holds_nothing_for_long(bench: Bench)
         assert passes(refused.value), "the worker that wakes begins again"
 
 
-def test_leases_that_only_run_out_fail_the_shard_at_their_own_limit(bench: Bench) -> None:
+def test_leases_that_only_run_out_set_documents_apart_and_fail_none_but_the_one_that_is_alone(
+    bench: Bench,
+) -> None:
     limit = bench.settings.expiry_limit
+    whole = bench.shard
+    for expiry in range(1, limit + 1):
+        run_out(bench)
+        apart = expiry == limit
+        assert bench.row("state, documents, expiries, crashes") == (
+            "done" if apart else "pending", 0 if apart else 3, expiry, 0,
+        )  # fmt: skip
+    parts = bench.cluster.rows(
+        "SELECT s.id, s.state, s.documents, s.expiries, count(*), count(jd.outcome) FROM shards s "
+        "JOIN job_documents jd ON jd.shard_id = s.id WHERE s.job_id = %s AND s.id <> %s "
+        "GROUP BY s.id ORDER BY s.number", bench.job, whole,
+    )  # fmt: skip
+    assert [part[1:] for part in parts] == [("pending", 1, 0, 1, 0)] * 3
+    bench.shard = parts[1][0]
+    for _ in range(limit):
+        run_out(bench)
+    assert bench.row("state, expiries, crashes") == ("failed", limit, 0)
+    outcomes = bench.cluster.rows(
+        "SELECT shard_id, error FROM job_documents WHERE job_id = %s AND outcome IS NOT NULL", bench.job
+    )
+    assert [shard for shard, _ in outcomes] == [bench.shard]
+    assert f"ran out {limit} times" in outcomes[0][1]
+
+
+def run_out(bench: Bench) -> None:
+    """Claim the shard, lose the session, and have the lease taken back."""
     with bench.worker() as worker:
-        for expiry in range(1, limit + 1):
-            assert bench.claim(worker, "a:0") is not None
-            worker.close()
-            bench.expire()
-            bench.reap()
-            assert bench.row("state, expiries, crashes") == (
-                "failed" if expiry == limit else "pending", expiry, 0,
-            )  # fmt: skip
-            worker = bench.worker()
-        worker.close()
-    outcomes = bench.cluster.rows("SELECT outcome, error FROM job_documents WHERE shard_id = %s", bench.shard)
-    assert {outcome for outcome, _ in outcomes} == {"failed"}
-    assert all(f"ran out {limit} times" in error for _, error in outcomes)
+        assert bench.claim(worker, "a:0") is not None
+    bench.expire()
+    bench.reap()
 
 
 def test_crashes_set_the_documents_in_flight_apart(bench: Bench) -> None:

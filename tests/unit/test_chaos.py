@@ -376,12 +376,16 @@ def test_each_defect_makes_the_run_a_failed_one(change: dict[str, Any], word: st
 
 
 def test_a_document_that_failed_by_a_fault_is_told_and_not_lost() -> None:
-    failed = [(URI, "the parser ended unexpectedly on this document: a crash")]
+    failed = [
+        (URI, "quarantined: its worker crashed 3 times (signal 9)"),
+        (URI, "the parser ended unexpectedly on this document: a crash"),
+    ]
     verdict = judged(Findings(failed=failed), happened=[
         happened("parser_kill", SLOTS, 96, 102), happened("child_kill", ["gpu1:0"], 96, 102, number=2),
     ])  # fmt: skip
-    assert verdict.findings.lost == []
     assert len(verdict.failed_by_fault) == 1
+    # A killed parser is asked once more, so it costs no document.
+    assert len(verdict.findings.lost) == 1
 
 
 def test_keys_are_compared_by_what_they_are_called_but_for_ids() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -13,6 +15,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,6 +93,39 @@ def slow(tmp_path: Path, make_pdf: Callable[..., bytes]) -> Path:
     return path
 
 
+@pytest.fixture
+def middling(tmp_path: Path, make_pdf: Callable[..., bytes]) -> Path:
+    """The same with 1,000 pages: long enough to be met at work."""
+    path = tmp_path / "middling.pdf"
+    path.write_bytes(make_pdf(["word " * 2_000], repeat=1_000))
+    return path
+
+
+@contextmanager
+def killing(pid_of: Callable[[], int | None], *, times: int) -> Iterator[list[int]]:
+    """Kill so many parsers, each while it has a document: then alone is its memory limited."""
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill() -> None:
+        while len(killed) < times and not over.wait(0.002):
+            pid = pid_of()
+            if pid is None or pid in killed:
+                continue
+            with contextlib.suppress(ProcessLookupError):
+                if resource.prlimit(pid, resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join()
+
+
 def assert_serves(client: ParserClient, path: Path, descriptor: Callable[[Path], int]) -> None:
     parsed = client.parse(descriptor(path), path.name)
     assert parsed.text == path.read_text(encoding="utf-8")
@@ -150,39 +186,48 @@ def test_a_bomb_costs_its_document(
         assert_serves(client, good, descriptor)
 
 
-def test_a_kill_costs_its_document(
-    engine_settings: Settings, good: Path, slow: Path, descriptor: Callable[[Path], int]
+def test_a_kill_costs_nothing_and_a_second_one_its_document(
+    engine_settings: Settings, good: Path, middling: Path, descriptor: Callable[[Path], int]
 ) -> None:
     with ParserClient(engine_settings) as client:
         assert_serves(client, good, descriptor)
         pid = client.pid
         assert pid is not None
-        killer = threading.Timer(0.5, os.kill, (pid, signal.SIGKILL))
-        killer.start()
-        with pytest.raises(DocumentError, match="ended by SIGKILL"):
-            client.parse(descriptor(slow), slow.name)
-        killer.join()
-        assert_serves(client, good, descriptor)
+        with killing(lambda: client.pid, times=1) as killed:
+            assert client.parse(descriptor(middling), middling.name).text
+        assert killed == [pid]
         assert client.pid != pid
+        with (
+            killing(lambda: client.pid, times=2) as killed,
+            pytest.raises(DocumentError, match="ended by SIGKILL"),
+        ):
+            client.parse(descriptor(middling), middling.name)
+        assert len(set(killed)) == 2
+        assert_serves(client, good, descriptor)
 
 
-def test_a_kill_behind_the_socket_costs_its_document(
-    engine_settings: Settings, tmp_path: Path, good: Path, slow: Path, descriptor: Callable[[Path], int]
+def test_a_kill_behind_the_socket_costs_nothing_and_a_second_one_its_document(
+    engine_settings: Settings, tmp_path: Path, good: Path, middling: Path, descriptor: Callable[[Path], int]
 ) -> None:
     listener = Listener(tmp_path / "parser.socket")
     settings = replace(engine_settings, parser_socket=str(tmp_path / "parser.socket"))
     try:
         with ParserClient(settings) as client:
             assert_serves(client, good, descriptor)
-            threading.Timer(0.5, listener.processes[0].kill).start()
-            with pytest.raises(DocumentError, match="ended unexpectedly on this document"):
-                client.parse(descriptor(slow), slow.name)
+            with killing(lambda: listener.processes[-1].pid, times=1):
+                assert client.parse(descriptor(middling), middling.name).text
+            assert len(listener.processes) == 2
+            with (
+                killing(lambda: listener.processes[-1].pid, times=2),
+                pytest.raises(DocumentError, match="ended unexpectedly on this document"),
+            ):
+                client.parse(descriptor(middling), middling.name)
             assert_serves(client, good, descriptor)
             # Killed between documents: nobody's fault, so no document pays.
-            listener.processes[1].kill()
-            listener.processes[1].wait(5)
+            listener.processes[-1].kill()
+            listener.processes[-1].wait(5)
             assert_serves(client, good, descriptor)
-        assert len(listener.processes) == 3
+        assert len(listener.processes) == 5
     finally:
         listener.close()
 

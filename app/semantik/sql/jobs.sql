@@ -9,7 +9,7 @@ SELECT j.id, c.name AS collection, j.uri, j.state, j.priority, j.allow_removal, 
        d.total AS documents_total, d.done AS documents_done
 FROM jobs j
 JOIN collections c ON c.id = j.collection_id
-CROSS JOIN LATERAL (SELECT count(*) AS total, count(outcome) AS done FROM job_documents WHERE job_id = j.id) d
+JOIN job_counts d ON d.job_id = j.id
 WHERE starts_with(j.id::text, %(prefix)s)
 ORDER BY j.created_at, j.id
 
@@ -19,7 +19,7 @@ SELECT j.id, c.name AS collection, j.uri, j.state, j.priority, j.allow_removal, 
        d.total AS documents_total, d.done AS documents_done
 FROM jobs j
 JOIN collections c ON c.id = j.collection_id
-CROSS JOIN LATERAL (SELECT count(*) AS total, count(outcome) AS done FROM job_documents WHERE job_id = j.id) d
+JOIN job_counts d ON d.job_id = j.id
 WHERE %(everything)s OR j.finished_at IS NULL
 ORDER BY j.created_at, j.id
 

@@ -124,5 +124,7 @@ DELETE FROM documents d USING gone g WHERE d.id = g.id
 -- The last statement of planning: whoever lost the fence rolls everything back.
 UPDATE jobs
 SET planned = true, state = 'running', lease_until = NULL, error = NULL, listed = %(listed)s,
-    unchanged = %(listed)s - (SELECT count(*) FROM planned)
+    unchanged = %(listed)s - (SELECT count(*) FROM planned), (documents, removed) = (
+        SELECT count(*), count(*) FILTER (WHERE outcome = 'removed') FROM job_documents WHERE job_id = %(job)s
+    )
 WHERE id = %(job)s AND fence = %(fence)s AND state = 'planning' AND NOT planned

@@ -1,12 +1,5 @@
 -- name: of_job
-WITH documents AS (
-    SELECT count(*) AS total,
-           count(outcome) AS done,
-           count(*) FILTER (WHERE outcome = 'failed') AS failed,
-           count(*) FILTER (WHERE outcome = 'skipped') AS skipped,
-           count(*) FILTER (WHERE outcome = 'removed') AS removed
-    FROM job_documents WHERE job_id = %(job)s
-), work AS (
+WITH work AS (
     -- A shard that went back, failed or was cancelled keeps the numbers of its last renewal: nothing of it was kept.
     SELECT coalesce(sum(chunks) FILTER (WHERE state IN ('running', 'done')), 0)::bigint AS chunks,
            coalesce(sum(tokens) FILTER (WHERE state IN ('running', 'done')), 0)::bigint AS tokens,
@@ -44,5 +37,6 @@ SELECT j.state,
             THEN (w.bytes_all - w.bytes_done) / (r.bytes_each * w.running) END AS seconds_left,
        j.error,
        j.paused AND j.finished_at IS NULL AS paused
-FROM jobs j, documents d, work w, rate r
+FROM jobs j
+JOIN job_counts d ON d.job_id = j.id, work w, rate r
 WHERE j.id = %(job)s

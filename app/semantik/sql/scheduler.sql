@@ -6,13 +6,31 @@ JOIN pg_stat_activity a ON a.pid = s.backend_pid AND a.backend_start = s.backend
 WHERE s.state = 'running' AND s.lease_until < now()
 
 -- name: reap_shards
--- `count` is 0 where the database or this loop was away meanwhile, which no worker can help.
+-- `count` is 0 where the database or this loop was away meanwhile, which no worker can help. Only a document that is
+-- alone in its shard can be why its lease runs out each time.
 UPDATE shards
 SET expiries = expiries + %(count)s, fence = fence + 1, lease_until = NULL,
-    state = CASE WHEN expiries + %(count)s >= %(limit)s THEN 'failed' ELSE 'pending' END,
-    finished_at = CASE WHEN expiries + %(count)s >= %(limit)s THEN now() END
+    state = CASE WHEN expiries + %(count)s >= %(limit)s AND documents = 1 THEN 'failed' ELSE 'pending' END,
+    finished_at = CASE WHEN expiries + %(count)s >= %(limit)s AND documents = 1 THEN now() END
 WHERE state = 'running' AND lease_until < now()
 RETURNING id, job_id::text, slot, expiries, state
+
+-- name: set_all_apart
+-- A shard of its own for each document of one whose lease ran out too often.
+WITH alone AS (
+    SELECT jd.job_id, jd.document_id, coalesce(jd.size, 0) AS bytes,
+           row_number() OVER (ORDER BY jd.document_id)
+               + (SELECT max(number) FROM shards WHERE job_id = jd.job_id) AS number
+    FROM job_documents jd
+    WHERE jd.shard_id = %(shard)s AND jd.outcome IS NULL
+), made AS (
+    INSERT INTO shards (job_id, number, documents, bytes, error)
+    SELECT job_id, number, 1, bytes, %(reason)s FROM alone
+    RETURNING id, number
+)
+UPDATE job_documents jd SET shard_id = made.id
+FROM alone JOIN made USING (number)
+WHERE jd.job_id = alone.job_id AND jd.document_id = alone.document_id
 
 -- name: end_expired_plans
 SELECT j.id, pg_terminate_backend(a.pid, 5000)
@@ -82,6 +100,8 @@ WITH gone AS (
 ), settled AS (
     UPDATE job_documents jd SET outcome = 'removed', shard_id = NULL
     FROM gone WHERE jd.job_id = %(job)s AND jd.document_id = gone.document_id
+), counted AS (
+    UPDATE jobs SET removed = removed + (SELECT count(*) FROM gone) WHERE id = %(job)s
 )
 UPDATE shards s
 SET documents = s.documents - lost.documents, bytes = s.bytes - lost.bytes,
@@ -109,7 +129,7 @@ SELECT greatest(0, %(per_slot)s * (SELECT count(*) FROM slots
 -- name: hand_out
 -- Chosen once: as a subquery of the UPDATE the choice may run for each row, and skips what it has locked each time.
 WITH next AS MATERIALIZED (
-    SELECT s.id FROM shards s
+    SELECT s.id, j.priority, j.created_at FROM shards s
     JOIN jobs j ON j.id = s.job_id AND j.state = 'running' AND j.planned AND NOT j.paused
     WHERE s.state = 'pending'
     ORDER BY j.priority DESC, j.created_at, s.id
@@ -117,11 +137,14 @@ WITH next AS MATERIALIZED (
     FOR UPDATE OF s SKIP LOCKED
     -- So that a pause, which comes in the same moment, finds what this has handed out.
     FOR SHARE OF j SKIP LOCKED
+), handed AS (
+    UPDATE shards s SET state = 'queued', queued_at = now()
+    FROM next
+    WHERE s.id = next.id AND s.state = 'pending'
+    RETURNING s.id, s.job_id::text AS job
 )
-UPDATE shards s SET state = 'queued', queued_at = now()
-FROM next
-WHERE s.id = next.id AND s.state = 'pending'
-RETURNING s.id, s.job_id::text
+SELECT handed.id, handed.job FROM handed JOIN next USING (id)
+ORDER BY next.priority DESC, next.created_at, handed.id
 
 -- name: queued
 -- Shards whose message should be in Redis; `due` are those sent long enough ago to have been lost.

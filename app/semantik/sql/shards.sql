@@ -93,7 +93,8 @@ WHERE jd.job_id = %(job)s AND jd.document_id = f.document_id AND jd.shard_id = %
 -- The last statement of a shard: whoever lost the fence rolls everything back. now() would be its beginning.
 UPDATE shards
 SET state = 'done', finished_at = clock_timestamp(), lease_until = NULL, error = NULL, documents_done = %(documents_done)s,
-    chunks = %(chunks)s, tokens = %(tokens)s, truncated_tokens = %(truncated_tokens)s, waits = %(waits)s
+    chunks = %(chunks)s, tokens = %(tokens)s, truncated_tokens = %(truncated_tokens)s, skipped = %(skipped)s,
+    waits = %(waits)s
 WHERE id = %(shard)s AND fence = %(fence)s AND state = 'running'
 
 -- name: give_back

@@ -122,6 +122,13 @@ GUARDS = (
     ),
     Guard("scheduler.reap_shards", "AND lease_until < now()", "live_lease_is_left_alone"),
     Guard("scheduler.reap_shards", "fence = fence + 1, ", "late_commit_of_a_free_shard"),
+    Guard(
+        "scheduler.reap_shards",
+        " AND documents = 1 THEN 'failed'",
+        "leases_of_many_documents_that_run_out",
+        " THEN 'failed'",
+        (("scheduler.reap_shards", " AND documents = 1"),),
+    ),
     Guard("scheduler.end_expired_plans", "AND j.lease_until < now()", "plan_of_a_dead_planner"),
     Guard(
         "scheduler.end_expired_plans",
@@ -225,6 +232,10 @@ SECOND_LINES: dict[tuple[str, str], str] = {
     ("jobs.close", "AND j.planned"): "CHECK: a running job is planned",
     ("scheduler.end_expired_shards", "s.state = 'running' AND"): "CHECK: only a running shard has a lease",
     ("scheduler.reap_shards", "state = 'running' AND"): "CHECK: only a running shard has a lease",
+    (
+        "scheduler.set_all_apart",
+        "AND jd.outcome IS NULL",
+    ): "a shard that was held has no document with an outcome",
     ("scheduler.end_expired_plans", "j.state = 'planning' AND"): "CHECK: only planning has a lease",
     ("scheduler.reap_plans", "state = 'planning' AND"): "CHECK: only planning has a lease",
     ("scheduler.hand_out", "AND j.planned"): "CHECK: a running job is planned",

@@ -210,6 +210,13 @@ class Rules(StatementRules):
         self._counters(now)
 
     def _counters(self, now: Snapshot) -> None:
+        outcomes: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for (number, _), (_, outcome) in now.documents.items():
+            outcomes[number][outcome or "open"] += 1
+        for number, counts in now.counts.items():
+            of = outcomes[number]
+            told = (of.total(), of.total() - of["open"], of["failed"], of["skipped"], of["removed"])
+            must(counts == told, f"{now.jobs[number]} counts {counts} and has {told}")
         for number, shard in now.shards.items():
             must(shard.expiries == self.expiries[number], f"{shard}: {self.expiries[number]} leases ran out")
             must(shard.crashes <= self.world.crash_limit + 1, f"{shard} crashes for ever")

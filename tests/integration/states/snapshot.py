@@ -49,6 +49,7 @@ class Snapshot:
     documents: dict[tuple[str, int], tuple[int | None, str | None]]  # job, document: shard, outcome
     held: dict[int, tuple[int, str, int]]  # document: collection, state, chunks
     chunks: dict[int, tuple[int, int, tuple[str, ...]]]  # document: rows, last ordinal, places
+    counts: dict[str, tuple[int, ...]]  # job: its documents, and of them done, failed, skipped, removed
 
 
 class Camera:
@@ -74,16 +75,19 @@ class Camera:
               (SELECT coalesce(jsonb_agg(jsonb_build_array(document_id, count, last, places)), '[]')
                FROM (SELECT document_id, count(*) AS count, max(ordinal) AS last,
                             jsonb_agg(DISTINCT place) AS places
-                     FROM ({chunks}) c GROUP BY document_id) d)"""
+                     FROM ({chunks}) c GROUP BY document_id) d),
+              (SELECT coalesce(jsonb_agg(jsonb_build_array(job_id, total, done, failed, skipped, removed)),
+                               '[]') FROM job_counts)"""
 
     def take(self) -> Snapshot:
         row = self._connection.execute(self._all).fetchone()
         assert row is not None
-        jobs, shards, documents, held, chunks = row
+        jobs, shards, documents, held, chunks, counts = row
         return Snapshot(
             {it[0]: Job(*it) for it in jobs},
             {it[0]: Shard(*it) for it in shards},
             {(job, document): (shard, outcome) for job, document, shard, outcome in documents},
             {key: (collection, state, count) for key, collection, state, count in held},
             {key: (count, last, tuple(places)) for key, count, last, places in chunks},
+            {job: tuple(numbers) for job, *numbers in counts},
         )

@@ -161,6 +161,7 @@ def statements_said_twice(w: World) -> None:
         fence = claim(other)
         connection.execute("UPDATE job_documents SET outcome = 'skipped' WHERE shard_id = %s", (other,))
         done = values | {"shard": other, "fence": fence, "truncated_tokens": 0, "waits": None, "lease": 60}
+        done["skipped"] = 2
         for _ in range(2):
             connection.execute(query("shards.done"), done)
             connection.commit()
@@ -176,7 +177,7 @@ def statements_said_twice(w: World) -> None:
 @sequence
 def session_of_a_shard_given_back(w: World) -> None:
     begin(w)
-    shard = w.messages[0].argument
+    shard = min(w.messages).argument
 
     def body(actor: Actor) -> None:
         with actor.connect(w.settings("worker")) as connection:
@@ -237,6 +238,24 @@ def leases_that_run_out(w: World) -> None:
     w.run(w.turn())
     (shard,) = w.rules.before.shards.values()
     must((shard.state, shard.crashes) == ("failed", 0), f"{shard} after five leases")
+    w.finish()
+
+
+@sequence
+def leases_of_many_documents_that_run_out(w: World) -> None:
+    job = plan(w, ("plain", "plain", "plain"))
+    for _ in range(w.settings("scheduler").expiry_limit):
+        w.run(w.turn())
+        take(w, "a:0")
+        w.restart("a:0")
+        w.expire()
+        w.messages.clear()
+    w.run(w.turn())
+    whole, *apart = sorted(w.rules.before.shards.values(), key=lambda shard: shard.id)
+    must((whole.state, whole.documents) == ("done", 0), f"{whole} after five leases")
+    must([(shard.documents, shard.expiries) for shard in apart] == [(1, 0)] * 3, f"{apart}")
+    w.drain()
+    must(w.rules.documents_of(job) == {"embedded": 3}, "they go on alone")
     w.finish()
 
 

@@ -44,7 +44,8 @@ def retry_under_a_frozen_worker(w: World) -> None:
     late: list[Actor] = []
     for place in ("a:0", "b:0", "c:0"):
         w.beat(place, "idle")
-    for _ in range(w.settings("scheduler").expiry_limit):
+    # Together first, then each alone.
+    for _ in range(2 * w.settings("scheduler").expiry_limit):
         w.age()
         w.run(w.turn())
         while w.messages and (free := w.idle("embed")):
