@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
+from chaos.kinds import ChaosError
+
 #: What poison.py kills its process for.
 POISON = "strychnine"
 #: Characters of a document of the long jobs, and of those that go with a fault.
-SIZE, SMALL = 4_000, 1_500
-#: Documents by folder, at scale 1. 4,000 characters are some 1,000 tokens, half a second of one CPU core.
+SIZE, SMALL = 3_000, 1_500
+#: Documents by folder, at scale 1. 3,000 characters are some 750 tokens, a third of a second of one CPU core.
 FOLDERS = {"long": 300, "short": 100, "side": 12}
 
 
@@ -82,7 +84,9 @@ def provide(corpus: Path, root: Path, scale: float) -> Documents:
     contents: dict[str, list[str]] = {}
     for folder, count in wanted.items():
         if len(large) < count:
-            raise ValueError(f"the corpus has too few texts for {count} documents in {folder}")
+            raise ChaosError(
+                f"the corpus has too few texts for {count} documents in {folder}: take a smaller --scale"
+            )
         # Numbered, so that no two are alike.
         contents[folder] = [f"Document {n} of {folder}.\n\n{large.pop()}" for n in range(count)]
     contents["side"] = [content[:SMALL] + "\n" for content in contents["side"]]
