@@ -71,7 +71,7 @@ bench-planning: root setup-tests ## Plan a tree of FILES=1000000 small files and
 	@bench/planning --files $(or $(FILES),1000000)
 
 .PHONY: chaos
-chaos: setup-tests root ## Break a lab at work by a seeded plan and judge the damage (SEED=1 FAULTS=20 CHAOS='--keep')
+chaos: root setup-tests ## Break a lab at work by a seeded plan and judge the damage (SEED=1 FAULTS=20 CHAOS='--keep')
 	@PYTHONPATH=app:tests:lab python -m chaos --seed $(or $(SEED),1) --faults $(or $(FAULTS),20) $(CHAOS)
 
 .PHONY: demo

@@ -23,16 +23,18 @@ EMBED = "embed"
 QUERY = "query"
 #: Seconds. Results of tasks are looked at when they end; a job's own truth is in the database.
 RESULT_EXPIRES = 86_400
-#: Seconds without an answer from Redis until a socket counts as dead. redis-py's default waits for ever.
-SOCKET_SECONDS = 10.0
+#: Seconds without an answer from Redis until a socket counts as dead. redis-py's default waits for ever. Once
+#: the network was cut, each connection that was open may cost a worker so much.
+SOCKET_SECONDS = 5.0
 CONNECT_SECONDS = 4.0
-#: A host that is cut off is noticed in about 25 s, also where a socket only waits; the kernel's default is
-#: two hours. What was sent counts as lost after that time too, so that no retransmission backs off longer.
+#: A host that is cut off is noticed in about 14 s, also where a socket only waits; the kernel's default is
+#: two hours. What was sent counts as lost after 10 s: retransmissions back off, and a connection that
+#: outlives a longer cut would say nothing for as long again once the network is back.
 _KEEPALIVE = {
-    socket.TCP_KEEPIDLE: 10,
-    socket.TCP_KEEPINTVL: 5,
+    socket.TCP_KEEPIDLE: 5,
+    socket.TCP_KEEPINTVL: 3,
     socket.TCP_KEEPCNT: 3,
-    socket.TCP_USER_TIMEOUT: 25_000,  # milliseconds
+    socket.TCP_USER_TIMEOUT: 10_000,  # milliseconds
 }
 
 

@@ -23,7 +23,7 @@ from semantik.database import CANCELLED, WAKE, Connection, query
 from semantik.exceptions import BrokerUnavailable, NotFound, Refused
 from semantik.progress import Progress, progress
 from semantik.settings import Settings
-from semantik.shards import QUARANTINED
+from semantik.shards import GIVEN_UP, QUARANTINED
 
 __all__ = [
     "Failure",
@@ -271,6 +271,7 @@ def _retry_documents(connection: Connection, settings: Settings, job: Job, docum
         "all": not documents,
         "most": settings.shard_documents,
         "quarantined": QUARANTINED,
+        "given_up": GIVEN_UP,
     }
     for uri, failed, held in connection.execute(query("jobs.retry_given"), values).fetchall():
         if not failed:

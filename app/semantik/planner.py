@@ -22,6 +22,7 @@ from semantik.leases import Keeper, database_works
 from semantik.logs import event
 from semantik.pulse import ChildPulse
 from semantik.settings import Settings
+from semantik.shards import GIVEN_UP, QUARANTINED
 
 log = logging.getLogger("semantik.planner")
 
@@ -172,6 +173,8 @@ class Planner:
             "listed": listed,
             "target": self._target(connection),
             "most": self.settings.shard_documents,
+            "quarantined": QUARANTINED,
+            "given_up": GIVEN_UP,
         }
         remove = [
             "planner.make_gone",

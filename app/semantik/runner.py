@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import psycopg
 from pgvector import HalfVector
 from pgvector.psycopg import register_vector
 from psycopg import sql
@@ -165,11 +166,12 @@ class Runner:
                 event(log, "given back: the service stops", job=held.job, shard=held.shard)
             return
         except (ParserUnavailable, DeviceFull) as error:
-            self.keeper.release()
-            connection.rollback()
-            release(connection, held.shard, held.fence)
-            event(log, "given back", level=logging.ERROR, job=held.job, shard=held.shard, reason=error)
-            self._pause(IDLE_PAUSE)  # another slot may take it; this one must not spin
+            self._back(connection, lease, error)
+            return
+        except psycopg.ProgrammingError as error:
+            # A column, a function or a right that is not there: the schema is another release's. No document
+            # can cause it.
+            self._back(connection, lease, error)
             return
         except FenceLost as error:
             connection.rollback()
@@ -292,6 +294,15 @@ class Runner:
                 raise FenceLost(f"fence {held.fence} is not the shard's any more")
             connection.execute("SELECT pg_notify(%s, '')", (WAKE,))
             connection.commit()
+
+    def _back(self, connection: Connection, lease: ShardLease, error: Exception) -> None:
+        """Give a shard back that this slot cannot do, and rest: another may take it; it must not spin."""
+        held = lease.claim
+        self.keeper.release()
+        connection.rollback()
+        release(connection, held.shard, held.fence)
+        event(log, "given back", level=logging.ERROR, job=held.job, shard=held.shard, reason=error)
+        self._pause(IDLE_PAUSE)
 
     def _failed(self, connection: Connection, lease: ShardLease, error: Exception) -> None:
         """Count an unforeseen error as a crash: it must not loop, and a document may be the cause."""

@@ -22,7 +22,7 @@ import psycopg
 from semantik import jobs, reports
 from semantik.broker import describe, reach
 from semantik.database import CANCELLED, WAKE, Connection, backoff, connect, passes, query
-from semantik.exceptions import EX_CONFIG, BrokerUnavailable, SemantikError, SettingsError
+from semantik.exceptions import EX_CONFIG, BrokerUnavailable, NotFound, SemantikError, SettingsError
 from semantik.housekeeping import SHARD_TASK, Sweeper
 from semantik.jobs import BROKER_ERRORS
 from semantik.logs import configure, event
@@ -30,6 +30,7 @@ from semantik.notify import notify
 from semantik.progress import Progress
 from semantik.progress import progress as progress_of
 from semantik.settings import Settings
+from semantik.shards import GIVEN_UP
 from semantik.slots import heartbeat
 
 log = logging.getLogger("semantik.scheduler")
@@ -39,6 +40,10 @@ _GLANCE = 1.0
 #: Seconds between two turns at least, however often it is woken: one turn then serves many shards.
 _REST = 0.2
 _PURGE_SECONDS = 3600.0
+#: Seconds until an index that could not be built is tried again.
+_BUILD_AGAIN_SECONDS = 300.0
+#: How long a turn waits for a row that another session holds, which may have frozen.
+_LOCK_WAIT = "2s"
 _LOCK = "SELECT pg_try_advisory_lock(hashtext('semantik scheduler'))"
 
 
@@ -60,6 +65,7 @@ class Scheduler:
         #: Whether leases may have run out because the database or this loop was away, not their holders.
         self._excused = False
         self._build: threading.Thread | None = None
+        self._build_due = 0.0
         self._purge: threading.Thread | None = None
 
     # --- the loop ---
@@ -107,13 +113,15 @@ class Scheduler:
         event(log, "working")
         notify("STATUS=working")
         connection.execute(f"LISTEN {WAKE}")
-        if not self._building():
-            connection.execute(query("scheduler.forget_builds"))
+        connection.execute(f"SET lock_timeout = '{_LOCK_WAIT}'")
         # After an outage of the database every lease has run out, and those who hold them come back first.
         self._reap_due = time.monotonic() + self.settings.renew_seconds
         self._excused = True
         while not self.stopping.is_set():
-            self.turn(connection)
+            try:
+                self.turn(connection)
+            except psycopg.errors.LockNotAvailable as error:
+                event(log, "a row is locked; the next turn goes on", level=logging.WARNING, error=error)
             self._wait(_REST)
             self._sleep(connection, self.settings.tick_seconds - _REST)
 
@@ -132,8 +140,7 @@ class Scheduler:
             self.reap(connection)
         self.fail_foreign(connection)
         for (job,) in connection.execute(query("scheduler.running")).fetchall():
-            if state := jobs.close(connection, job):
-                event(log, "job ended", job=job, state=state)
+            self._close(connection, job)
         self.build_indexes(connection)
         self.start(connection)
         self.purge()
@@ -165,6 +172,14 @@ class Scheduler:
             broken.release()
             raise
 
+    def _close(self, connection: Connection, job: str) -> None:
+        try:
+            if state := jobs.close(connection, job):
+                event(log, "job ended", job=job, state=state)
+        except psycopg.errors.LockNotAvailable as error:
+            # A worker that closes it and froze: the other jobs do not wait for it.
+            event(log, "a row is locked; the next turn closes the job", job=job, error=error)
+
     def start(self, connection: Connection) -> None:
         """Give each collection without an active job its next one."""
         try:
@@ -195,7 +210,7 @@ class Scheduler:
 
     def _fail(self, connection: Connection, job: str, reason: str) -> None:
         with connection.transaction():
-            connection.execute("SET LOCAL lock_timeout = '2s'")
+            connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_WAIT}'")
             values = {"job": job, "reason": reason}
             if connection.execute(query("scheduler.fail_job"), values).rowcount != 1:
                 return  # it has ended meanwhile
@@ -236,7 +251,7 @@ class Scheduler:
 
     def _reap_shards(self, connection: Connection) -> None:
         with connection.transaction():
-            connection.execute("SET LOCAL lock_timeout = '2s'")
+            connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_WAIT}'")
             values = {"limit": self.settings.expiry_limit, "count": 0 if self._excused else 1}
             for shard, job, slot, expiries, state in connection.execute(
                 query("scheduler.reap_shards"), values
@@ -248,12 +263,13 @@ class Scheduler:
                 if expiries < self.settings.expiry_limit:
                     continue
                 reason = f"the lease of its shard ran out {expiries} times, the last on {slot}"
-                of_shard = {"shard": shard, "reason": f"given up: {reason}" if state == "failed" else reason}
+                of_shard = {"shard": shard, "reason": f"{GIVEN_UP}{reason}" if state == "failed" else reason}
                 if state == "failed":
                     connection.execute(query("shards.fail_documents"), of_shard)
                 else:
                     apart = connection.execute(query("scheduler.set_all_apart"), of_shard).rowcount
                     connection.execute(query("shards.shrink"), of_shard)
+                    notify("WATCHDOG=1")
                     event(log, "set apart", level=logging.WARNING, job=job, shard=shard, documents=apart)
 
     # --- handing out ---
@@ -307,13 +323,20 @@ class Scheduler:
             self._report_due = time.monotonic() + self.settings.tick_seconds / 5
         for row in connection.execute(query("scheduler.unreported")).fetchall():
             ended = reports.Ended(*row)
-            reports.ended(self.app, broker, ended, progress_of(connection, ended.id))
+            try:
+                progress = progress_of(connection, ended.id)
+            except NotFound:  # dropped meanwhile, with its collection
+                continue
+            reports.ended(self.app, broker, ended, progress)
             connection.execute(query("scheduler.reported"), {"job": ended.id, "fence": ended.fence})
 
     def _report_progress(self, connection: Connection, broker: Any) -> None:
         active: dict[str, str | None] = dict(connection.execute(query("scheduler.active")).fetchall())
         for job, planner in active.items():
-            now = progress_of(connection, job)
+            try:
+                now = progress_of(connection, job)
+            except NotFound:  # dropped meanwhile, with its collection
+                continue
             if self._reported.get(job) != now and now.state in ("queued", "planning", "running"):
                 reports.progress(self.app, broker, job, planner, now)
                 self._reported[job] = now
@@ -332,8 +355,11 @@ class Scheduler:
 
     def build_indexes(self, connection: Connection) -> None:
         """Build one HNSW index at a time, beside the loop, where a collection has outgrown exact search."""
-        if self._building():
+        if time.monotonic() < self._build_due or self._building():
             return
+        self._build_due = time.monotonic() + self.settings.tick_seconds
+        # Of a scheduler that died while it built, or of a build that failed.
+        connection.execute(query("scheduler.forget_builds"))
         values = {"exact": self.settings.exact_search_chunks}
         wanted = connection.execute(query("scheduler.want_index"), values).fetchall()
         if wanted:
@@ -347,7 +373,8 @@ class Scheduler:
                 with connect(self.settings, autocommit=True, application_name="semantik index") as connection:
                     connection.execute("SELECT ensure_index(%s)", (key,))
             except Exception as error:
-                # Until then search is exact, and right. The next start of the scheduler tries again.
+                # Until then search is exact, and right. Jobs of the collection go on at the next look.
+                self._build_due = time.monotonic() + _BUILD_AGAIN_SECONDS
                 event(
                     log, "the index could not be built", level=logging.ERROR, traceback=True,
                     collection=name, error=error,

@@ -19,6 +19,8 @@ log = logging.getLogger("semantik.shards")
 
 #: How the reason of a document begins that crashed its worker once too often.
 QUARANTINED = "quarantined: "
+#: How that of a document begins on which leases ran out once too often.
+GIVEN_UP = "given up: "
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,11 @@ _ID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 MAY_STAY = {
     "semantik:celery-task-meta-*": "results of jobs, which expire after a day",
     "semantik:unacked_mutex": "a lock that some worker has for a moment, which expires",
-    "semantik:_kombu.binding.embed": "the queues' names, which a FLUSHALL removed and a worker wrote again",
-    "semantik:_kombu.binding.ingest": "the same",
-    "semantik:_kombu.binding.query": "the same",
-    "semantik:_kombu.binding.celery.pidbox": "the same",
-    "semantik:_kombu.binding.celeryev": "the same",
 }
+#: The names of the queues: a FLUSHALL removes them, and each worker that starts writes its own again.
+_QUEUE = re.compile(
+    r"semantik:_kombu\.binding(_permanent)?\.(embed|ingest|query|celery\.pidbox|celeryev|slot\.[\w-]+\.\d+)$"
+)
 #: Attempts that a document may cost before it is set aside.
 MOST_ATTEMPTS = 3
 
@@ -71,6 +70,11 @@ class Verdict:
             if times > MOST_ATTEMPTS
         ]
         found += [f"not done: fault {each.fault}: {each.failed}" for each in self.happened if each.failed]
+        found += [
+            f"in vain: no work after fault {each.fault} for twice the time allowed"
+            for each in self.happened
+            if not each.recovered and not each.failed
+        ]
         p99 = self.recovery(0.99)
         if p99 is not None and p99 > self.limit:
             found.append(f"recovery: p99 is {p99:.1f} s, more than {self.limit:.1f} s")
@@ -78,12 +82,12 @@ class Verdict:
 
 
 def left_in_redis(before: Iterable[str], after: Iterable[str]) -> list[str]:
-    """Return keys of which there are more than before, ids taken for one another, but for MAY_STAY."""
+    """Return keys of which there are more than before, ids taken for one another, but for what may stay."""
     held, now = (Counter(_ID.sub("*", key) for key in keys) for keys in (before, after))
     return [
         f"{key} ({count}, before: {held[key]})"
         for key, count in sorted(now.items())
-        if count > held[key] and key not in MAY_STAY
+        if count > held[key] and key not in MAY_STAY and not _QUEUE.match(key)
     ]
 
 

@@ -106,6 +106,24 @@ def log(cluster: Cluster, name: str = "worker0") -> str:
     return cluster.log(name).read_text()
 
 
+def test_a_schema_of_another_release_makes_work_wait_and_condemns_no_document(
+    small: Cluster, tmp_path: Path
+) -> None:
+    write(tmp_path / "docs", 4)
+    with small.superuser() as connection:
+        connection.execute("ALTER TABLE shards RENAME COLUMN skipped TO away")
+    try:
+        job = small.submit(tmp_path / "docs", "schema")
+        wait_for(lambda: log(small).count("given back") >= 2, seconds=60, what="the shard comes back twice")
+        assert 'reason="column' in log(small)
+    finally:
+        with small.superuser() as connection:
+            connection.execute("ALTER TABLE shards RENAME COLUMN away TO skipped")
+    assert small.finish(job, seconds=120).state == "completed"
+    assert small.outcomes(job) == {"embedded": 4}
+    assert blameless(small, job.id)
+
+
 def test_a_full_disk_makes_work_wait_and_condemns_no_document(small: Cluster, tmp_path: Path) -> None:
     services = small.services
     assert isinstance(services, SmallDisk)

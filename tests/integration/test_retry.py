@@ -117,6 +117,10 @@ def test_a_quarantined_document_has_three_attempts_again(half_cluster: Cluster, 
     poison.write_text("A glass of strychnine, please.\n", encoding="utf-8")
     job = cluster.finish(cluster.submit(folder, "antidote"), seconds=180)
     assert failures(cluster, job)[str(poison)].startswith("quarantined: its worker crashed 3 times")
+    again = cluster.finish(cluster.submit(folder, "antidote"), seconds=180)
+    assert [documents for _, _, documents in cluster.rows(
+        "SELECT number, crashes, documents FROM shards WHERE job_id = %s", str(again.id)
+    )] == [1], "submitted again, it is alone from the start"  # fmt: skip
     retry(cluster, job, str(poison))
     job = cluster.finish(job, seconds=180)
     assert job.state == "completed_with_errors"
@@ -157,7 +161,8 @@ def test_quarantined_documents_come_alone_and_the_others_together(
     bench = Bench(idle_cluster, tmp_path / "together", 50)
     with idle_cluster.superuser() as connection:
         connection.execute("UPDATE shards SET bytes = 1000 WHERE id = %s", (bench.shard,))
-    reasons = ["quarantined: its worker crashed 3 times"] * 2 + ["broken"] * 45
+    reasons = ["quarantined: its worker crashed 3 times", "given up: the lease of its shard ran out 5 times"]
+    reasons += ["broken"] * 45
     fail(bench, *reasons)
     job = retry(idle_cluster, bench.job)  # 20 documents in a shard at most
     assert (job.state, job.planned, job.documents_done) == ("queued", True, 3)

@@ -17,7 +17,7 @@ from cluster import Cluster
 from services import wait_for
 
 from semantik import collections, jobs
-from semantik.database import connect
+from semantik.database import connect, query
 from semantik.exceptions import SettingsError
 from semantik.leases import Keeper
 from semantik.progress import progress
@@ -168,6 +168,93 @@ def test_old_jobs_go_one_at_a_time_and_the_loop_does_not_wait(bench: Bench, tmp_
         assert not turning.is_alive(), "the turn waits for the deletion"
         wait_for(lambda: left() == {bench.job, fresh}, what="the older job is gone on its own")
     wait_for(lambda: left() == {fresh}, what="the other follows once nobody holds it")
+
+
+def test_an_old_job_that_is_retried_in_this_moment_is_kept(bench: Bench) -> None:
+    cluster = bench.cluster
+    with cluster.superuser() as connection:
+        connection.execute(
+            "UPDATE jobs SET state = 'failed', reported_at = now(), finished_at = now() - interval '99 d' "
+            "WHERE id = %s", (bench.job,),
+        )  # fmt: skip
+    made, gone = scheduler(cluster), []
+
+    def purge() -> None:
+        with connect(made.settings, autocommit=True, application_name="test purge") as connection:
+            values = {"keep": made.settings.keep_jobs_days * 86_400}
+            gone.append(connection.execute(query("scheduler.purge"), values).rowcount)
+
+    thread = threading.Thread(target=purge)
+    with cluster.superuser() as retrying, retrying.transaction():
+        retrying.execute(query("jobs.retry"), {"job": bench.job})
+        thread.start()
+        wait_for(
+            lambda: cluster.rows(
+                "SELECT 1 FROM pg_stat_activity "
+                "WHERE application_name = 'test purge' AND wait_event_type = 'Lock'"
+            ),
+            what="the purge waits for the retry",
+        )
+    thread.join(10)
+    assert gone == [0]
+    assert cluster.rows("SELECT state FROM jobs WHERE id = %s", bench.job) == [("queued",)]
+
+
+def test_an_index_that_cannot_be_built_holds_up_no_job(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = bench.cluster
+    of_job = "(SELECT collection_id FROM jobs WHERE id = %s)"
+    with cluster.superuser() as connection:
+        connection.execute(
+            "UPDATE shards SET state = 'cancelled', finished_at = now(), fence = fence + 1 WHERE job_id = %s",
+            (bench.job,),
+        )
+        connection.execute(
+            "UPDATE jobs SET state = 'cancelled', finished_at = now(), fence = fence + 1 WHERE id = %s",
+            (bench.job,),
+        )
+        connection.execute(
+            f"UPDATE documents SET state = 'embedded', chunks = 1 WHERE collection_id = {of_job}",
+            (bench.job,),
+        )
+        ((collection,),) = cluster.rows(f"SELECT {of_job}", bench.job)
+        connection.execute(f"ALTER TABLE chunks_{collection} RENAME COLUMN embedding TO away")
+
+    def state() -> str:
+        return str(cluster.rows("SELECT index_state FROM collections WHERE id = %s", collection)[0][0])
+
+    made = scheduler(cluster, SEMANTIK_EXACT_SEARCH_CHUNKS="0")
+    with connect(made.settings, autocommit=True) as connection:
+        made.build_indexes(connection)
+        assert made._build is not None
+        made._build.join(30)
+        assert "the index could not be built" in caplog.text
+        assert state() == "building"
+        made._build_due = 0.0
+        with cluster.superuser() as superuser:
+            superuser.execute(f"ALTER TABLE chunks_{collection} RENAME COLUMN away TO embedding")
+        made.build_indexes(connection)
+        made._build.join(30)
+    assert state() == "ready"
+
+
+def test_a_worker_that_froze_while_it_closed_a_job_holds_up_no_other(bench: Bench) -> None:
+    made = scheduler(bench.cluster)
+    with (
+        bench.cluster.superuser() as frozen,
+        frozen.transaction(),
+        connect(made.settings, autocommit=True) as connection,
+    ):
+        frozen.execute("SELECT FROM jobs WHERE id = %s FOR UPDATE", (bench.job,))
+        with bench.cluster.superuser() as other:
+            other.execute(
+                "UPDATE shards SET state = 'cancelled', finished_at = now(), fence = fence + 1 "
+                "WHERE job_id = %s", (bench.job,),
+            )  # fmt: skip
+        connection.execute("SET lock_timeout = '200ms'")
+        made._close(connection, bench.job)
+    assert bench.cluster.rows("SELECT state FROM jobs WHERE id = %s", bench.job) == [("running",)]
 
 
 def test_only_what_was_kept_is_counted(bench: Bench) -> None:

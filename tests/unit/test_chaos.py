@@ -395,3 +395,6 @@ def test_keys_are_compared_by_what_they_are_called_but_for_ids() -> None:
     assert len(left_in_redis(before, [f"semantik:{key}.reply.celery.pidbox" for key in (one, two)])) == 1
     assert left_in_redis(before, [f"semantik:celery-task-meta-{two}"]) == []
     assert len(left_in_redis(before, ["semantik:unacked"])) == 1
+    binding = "semantik:_kombu.binding"
+    assert left_in_redis([], [f"{binding}.embed", f"{binding}_permanent.slot.gpu1.0"]) == []
+    assert len(left_in_redis([], [f"{binding}.reply.celery.pidbox", f"{binding}.other"])) == 2

@@ -160,7 +160,12 @@ def waits_for(connection: Connection, settings: Settings, job_id: str, progress:
             if other.collection == mine.collection and other.state in ("planning", "running"):
                 rests = " and is paused" if other.paused else ""
                 return f"waiting for job {str(other.id)[:8]}, which fills the same collection{rests}"
-        return "waiting for the planner: 'semantik check' shows whether it and Redis are there"
+        if not mine.planned:
+            return "waiting for the planner: 'semantik check' shows whether it and Redis are there"
+        return "waiting for the scheduler to give it its turn: 'semantik check' shows whether it is there"
+    for name, host, age in connection.execute(query("check.heartbeats")).fetchall():
+        if name == "scheduler" and age > settings.live_seconds + settings.tick_seconds:
+            return f"the scheduler on {host} shows no sign of life: 'semantik check' shows why"
     live = connection.execute(query("check.working"), {"seconds": settings.live_seconds}).fetchone()
     return "no worker is live: 'semantik check' shows why" if live == (0,) else ""
 

@@ -74,11 +74,12 @@ LEFT JOIN documents d ON d.id = jd.document_id
 ORDER BY given.place
 
 -- name: retry_documents
--- Failed documents, all or the given ones, come into new shards: alone where they were quarantined, else in shards of
+-- Failed documents, all or the given ones, come into new shards: alone where they were set aside, else in shards of
 -- as many bytes as the job's largest and of at most so many documents. One that has left the collection since keeps
 -- its failure.
 WITH again AS (
-    SELECT jd.document_id, coalesce(jd.size, 0) AS bytes, jd.uri, starts_with(jd.error, %(quarantined)s) AS alone
+    SELECT jd.document_id, coalesce(jd.size, 0) AS bytes, jd.uri, 
+           starts_with(jd.error, %(quarantined)s) OR starts_with(jd.error, %(given_up)s) AS alone
     FROM job_documents jd
     JOIN documents d ON d.id = jd.document_id
     WHERE jd.job_id = %(job)s AND jd.outcome = 'failed'

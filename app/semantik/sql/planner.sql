@@ -68,7 +68,9 @@ FROM slots WHERE state IN ('idle', 'busy') AND last_seen > now() - make_interval
 -- cut at multiples of the target holds at most so many documents per shard.
 CREATE TEMPORARY TABLE planned ON COMMIT DROP AS
 SELECT d.id, l.uri, l.size, l.version, l.error,
-       greatest(coalesce(l.size, 0), ceil(%(target)s / %(most)s)::bigint)::numeric AS weight
+       greatest(coalesce(l.size, 0), ceil(%(target)s / %(most)s)::bigint)::numeric AS weight,
+       -- One that was set aside takes nothing with it should it do so again.
+       coalesce(starts_with(d.error, %(quarantined)s) OR starts_with(d.error, %(given_up)s), false) AS alone
 FROM (SELECT DISTINCT ON (uri) * FROM listed) l
 JOIN documents d ON d.collection_id = %(collection)s AND d.uri = l.uri
 WHERE l.error IS NOT NULL OR l.version IS NULL OR d.state <> 'embedded' OR d.stale
@@ -79,11 +81,12 @@ SELECT count(*), coalesce(sum(coalesce(size, 0)), 0)::bigint FROM listed WHERE e
 
 -- name: cut
 WITH cut AS (
-    SELECT id, uri, size, version,
-           floor((sum(weight) OVER (ORDER BY uri) - weight) / %(target)s)::integer AS part
+    SELECT id, uri, size, version, alone,
+           CASE WHEN alone THEN id
+                ELSE floor((sum(weight) OVER (PARTITION BY alone ORDER BY uri) - weight) / %(target)s) END AS part
     FROM planned WHERE error IS NULL
 ), numbered AS (
-    SELECT *, dense_rank() OVER (ORDER BY part)::integer AS number FROM cut
+    SELECT *, dense_rank() OVER (ORDER BY alone, part)::integer AS number FROM cut
 ), made AS (
     INSERT INTO shards (job_id, number, documents, bytes)
     SELECT %(job)s::uuid, number, count(*), coalesce(sum(size), 0) FROM numbered GROUP BY number ORDER BY number

@@ -20,7 +20,8 @@ RETURNING id, job_id::text, slot, expiries, state
 WITH alone AS (
     SELECT jd.job_id, jd.document_id, coalesce(jd.size, 0) AS bytes,
            row_number() OVER (ORDER BY jd.document_id)
-               + (SELECT max(number) FROM shards WHERE job_id = jd.job_id) AS number
+               + (SELECT max(number) FROM shards
+                  WHERE job_id = (SELECT job_id FROM shards WHERE id = %(shard)s)) AS number
     FROM job_documents jd
     WHERE jd.shard_id = %(shard)s AND jd.outcome IS NULL
 ), made AS (
@@ -202,9 +203,15 @@ ORDER BY j.finished_at LIMIT 100
 UPDATE jobs SET reported_at = now() WHERE id = %(job)s AND fence = %(fence)s AND finished_at IS NOT NULL
 
 -- name: want_index
+-- Chosen first: adding up the documents is dear, and would be done at each turn of a job.
+WITH idle AS MATERIALIZED (
+    SELECT c.id FROM collections c
+    WHERE c.index_state <> 'ready'
+      AND NOT EXISTS (SELECT FROM jobs j WHERE j.collection_id = c.id AND j.state IN ('planning', 'running'))
+)
 UPDATE collections c SET index_state = 'building'
-WHERE c.index_state = 'none'
-  AND NOT EXISTS (SELECT FROM jobs j WHERE j.collection_id = c.id AND j.state IN ('planning', 'running'))
+FROM idle
+WHERE c.id = idle.id AND c.index_state = 'none'
   AND (SELECT coalesce(sum(d.chunks), 0) FROM documents d WHERE d.collection_id = c.id) > %(exact)s
 RETURNING c.id, c.name
 
@@ -218,6 +225,8 @@ DELETE FROM jobs
 WHERE id = (SELECT id FROM jobs
             WHERE finished_at < now() - make_interval(secs => %(keep)s) AND reported_at IS NOT NULL
             ORDER BY finished_at LIMIT 1)
+  -- Asked again of the row as it is once it is this session's: somebody may just have retried it.
+  AND finished_at < now() - make_interval(secs => %(keep)s)
 
 -- name: purge_slots
 DELETE FROM slots WHERE last_seen < now() - make_interval(secs => %(keep)s)

@@ -282,7 +282,7 @@ UNGUARDED = {
     "planner.record_removed": "new rows, and planner.planned ends their transaction",
     "planner.remove_documents": "of what planner.make_gone chose, and planner.planned ends their transaction",
     "scheduler.end_frozen": "a scheduler's session that is silent; tests/integration/test_database_faults.py",
-    "scheduler.forget_builds": "said once, by the scheduler that begins, under its lock",
+    "scheduler.forget_builds": "said by the scheduler, under its lock, while it builds nothing",
     "scheduler.purge": "jobs that ended long ago and were reported; tests/integration/test_scheduler.py",
     "scheduler.purge_slots": "slots that were not seen for long",
     "shards.make_rows": "a temporary table",

@@ -33,3 +33,17 @@ GRANT SELECT ON job_counts TO semantik_planner, semantik_scheduler, semantik_wor
 
 -- Documents of a shard whose lease ran out again and again get one each.
 GRANT INSERT (job_id, number, documents, bytes, error) ON shards TO semantik_scheduler;
+
+-- As before; but a job that is being retried in this moment is waited for, and refuses.
+CREATE OR REPLACE FUNCTION drop_collection(p_id bigint) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = semantik, public, pg_temp AS $$
+BEGIN
+    PERFORM FROM collections WHERE id = p_id FOR UPDATE;
+    PERFORM FROM jobs WHERE collection_id = p_id FOR UPDATE;
+    IF EXISTS (SELECT FROM jobs WHERE collection_id = p_id AND finished_at IS NULL) THEN
+        RETURN false;
+    END IF;
+    EXECUTE format('DROP TABLE IF EXISTS semantik.chunks_%1$s', p_id);
+    DELETE FROM collections WHERE id = p_id;
+    RETURN true;
+END $$;
