@@ -109,7 +109,7 @@ def passes(error: BaseException) -> bool:
     return error.sqlstate is None or error.sqlstate.startswith(_PASSING)
 
 
-def backoff(first: float = 0.2, most: float = 10.0) -> Iterator[float]:
+def backoff(first: float = 0.2, most: float = 5.0) -> Iterator[float]:
     """Yield seconds to wait before each new attempt: doubling, with jitter so that hosts spread."""
     seconds = first
     while True:
