@@ -78,7 +78,7 @@ ORDER BY given.place
 -- as many bytes as the job's largest and of at most so many documents. One that has left the collection since keeps
 -- its failure.
 WITH again AS (
-    SELECT jd.document_id, coalesce(jd.size, 0) AS bytes, jd.uri, 
+    SELECT jd.document_id, coalesce(jd.size, 0) AS bytes, jd.uri,
            starts_with(jd.error, %(quarantined)s) OR starts_with(jd.error, %(given_up)s) AS alone
     FROM job_documents jd
     JOIN documents d ON d.id = jd.document_id

@@ -110,7 +110,7 @@ RETURNING job_id::text, documents, crashes
 -- A shard of its own for one document that was in flight when its worker crashed.
 WITH made AS (
     INSERT INTO shards (job_id, number, documents, bytes, crashes, error)
-    SELECT jd.job_id, (SELECT max(number) + 1 FROM shards WHERE job_id = (SELECT job_id FROM shards WHERE id = %(shard)s)), 1, coalesce(jd.size, 0),
+    SELECT jd.job_id, (SELECT max(number) + 1 FROM shards WHERE job_id = jd.job_id), 1, coalesce(jd.size, 0),
            %(crashes)s, %(reason)s
     FROM job_documents jd
     WHERE jd.shard_id = %(shard)s AND jd.document_id = %(document)s AND jd.outcome IS NULL

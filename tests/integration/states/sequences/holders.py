@@ -226,9 +226,8 @@ def session_number_is_used_again(w: World) -> None:
     w.run(w.turn())
 
 
-@sequence
-def leases_that_run_out(w: World) -> None:
-    plan(w, ("plain",))
+def let_leases_run_out(w: World) -> None:
+    """Let the lease of the first shard run out as often as it may."""
     for _ in range(w.settings("scheduler").expiry_limit):
         w.run(w.turn())
         take(w, "a:0")
@@ -236,6 +235,12 @@ def leases_that_run_out(w: World) -> None:
         w.expire()
         w.messages.clear()
     w.run(w.turn())
+
+
+@sequence
+def leases_that_run_out(w: World) -> None:
+    plan(w, ("plain",))
+    let_leases_run_out(w)
     (shard,) = w.rules.before.shards.values()
     must((shard.state, shard.crashes) == ("failed", 0), f"{shard} after five leases")
     w.finish()
@@ -244,13 +249,7 @@ def leases_that_run_out(w: World) -> None:
 @sequence
 def leases_of_many_documents_that_run_out(w: World) -> None:
     job = plan(w, ("plain", "plain", "plain"))
-    for _ in range(w.settings("scheduler").expiry_limit):
-        w.run(w.turn())
-        take(w, "a:0")
-        w.restart("a:0")
-        w.expire()
-        w.messages.clear()
-    w.run(w.turn())
+    let_leases_run_out(w)
     whole, *apart = sorted(w.rules.before.shards.values(), key=lambda shard: shard.id)
     must((whole.state, whole.documents) == ("done", 0), f"{whole} after five leases")
     must([(shard.documents, shard.expiries) for shard in apart] == [(1, 0)] * 3, f"{apart}")
