@@ -6,19 +6,17 @@ import hashlib
 import os
 import pydoc_data.topics
 import random
-import resource
-import signal
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from killing import killing
 
 from semantik.channel import Channel, Closed, Empty, Ordered
 from semantik.chunking import Chunk
@@ -322,23 +320,9 @@ def test_a_parser_killed_twice_over_a_document_costs_it_alone(
     before = set(children())
     settings = replace(engine_settings, parser_count=1)
 
-    def kill() -> None:
-        """Kill two parsers, each while it has a document: then alone is its memory limited."""
-        killed: set[str] = set()
-        deadline = time.monotonic() + 30
-        while len(killed) < 2:
-            assert time.monotonic() < deadline
-            for pid in set(children()) - before - killed:
-                with suppress(ProcessLookupError):
-                    if resource.prlimit(int(pid), resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
-                        os.kill(int(pid), signal.SIGKILL)
-                        killed.add(pid)
-            time.sleep(0.02)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    ends = collect(engine(model, settings).run(sources([slow, *corpus[:4]]), never))[1]
-    killer.join()
+    with killing(lambda: {int(pid) for pid in set(children()) - before}, times=2) as killed:
+        ends = collect(engine(model, settings).run(sources([slow, *corpus[:4]]), never))[1]
+    assert len(killed) == 2
     assert ends[0].outcome == "failed"
     assert "SIGKILL" in str(ends[0].error)
     assert [ends[key].outcome for key in range(1, 5)] == ["embedded"] * 4

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -15,11 +13,11 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from killing import killing
 
 from semantik import parser
 from semantik.exceptions import DocumentError, ParserUnavailable
@@ -101,31 +99,6 @@ def middling(tmp_path: Path, make_pdf: Callable[..., bytes]) -> Path:
     return path
 
 
-@contextmanager
-def killing(pid_of: Callable[[], int | None], *, times: int) -> Iterator[list[int]]:
-    """Kill so many parsers, each while it has a document: then alone is its memory limited."""
-    killed: list[int] = []
-    over = threading.Event()
-
-    def kill() -> None:
-        while len(killed) < times and not over.wait(0.002):
-            pid = pid_of()
-            if pid is None or pid in killed:
-                continue
-            with contextlib.suppress(ProcessLookupError):
-                if resource.prlimit(pid, resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
-                    os.kill(pid, signal.SIGKILL)
-                    killed.append(pid)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
-        yield killed
-    finally:
-        over.set()
-        thread.join()
-
-
 def assert_serves(client: ParserClient, path: Path, descriptor: Callable[[Path], int]) -> None:
     parsed = client.parse(descriptor(path), path.name)
     assert parsed.text == path.read_text(encoding="utf-8")
@@ -193,12 +166,12 @@ def test_a_kill_costs_nothing_and_a_second_one_its_document(
         assert_serves(client, good, descriptor)
         pid = client.pid
         assert pid is not None
-        with killing(lambda: client.pid, times=1) as killed:
+        with killing(lambda: [client.pid] if client.pid else [], times=1) as killed:
             assert client.parse(descriptor(middling), middling.name).text
         assert killed == [pid]
         assert client.pid != pid
         with (
-            killing(lambda: client.pid, times=2) as killed,
+            killing(lambda: [client.pid] if client.pid else [], times=2) as killed,
             pytest.raises(DocumentError, match="ended by SIGKILL"),
         ):
             client.parse(descriptor(middling), middling.name)
@@ -214,11 +187,11 @@ def test_a_kill_behind_the_socket_costs_nothing_and_a_second_one_its_document(
     try:
         with ParserClient(settings) as client:
             assert_serves(client, good, descriptor)
-            with killing(lambda: listener.processes[-1].pid, times=1):
+            with killing(lambda: [listener.processes[-1].pid], times=1):
                 assert client.parse(descriptor(middling), middling.name).text
             assert len(listener.processes) == 2
             with (
-                killing(lambda: listener.processes[-1].pid, times=2),
+                killing(lambda: [listener.processes[-1].pid], times=2),
                 pytest.raises(DocumentError, match="ended unexpectedly on this document"),
             ):
                 client.parse(descriptor(middling), middling.name)
