@@ -50,8 +50,8 @@ hostile: setup-tests ## Embed documents that nobody means well with, and show wh
 	@PYTHONPATH=app:tests python -m hostile
 
 .PHONY: molecule
-molecule: setup-tests root ## Run the molecule default scenario: a cluster in a lab of its own, made, tested, destroyed
-	@molecule test --scenario-name default
+molecule: setup-tests root ## Run molecule's scenarios, each in a lab of its own: made, tested, destroyed (SCENARIO=default chaos)
+	@for scenario in $(or $(SCENARIO),default chaos); do molecule test --scenario-name "$$scenario"; done
 
 .PHONY: test
 test: ## Everything: linters, unit, integration and molecule tests

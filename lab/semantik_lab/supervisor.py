@@ -21,6 +21,13 @@ _REBOOT = 133
 _SHUTDOWN = 75
 
 
+def _remove_link(command: Sequence[str]) -> None:
+    """Delete the link of the host's earlier life: the kernel does so with its network namespace, at times late."""
+    name = next(word for word in command if word.startswith("--machine=")).partition("=")[2]
+    # A name too long for an interface is kept by nspawn as its alternative name.
+    subprocess.run(["ip", "link", "delete", f"vb-{name}"], stderr=subprocess.DEVNULL, check=False)
+
+
 def supervise(cgroup: Path, command: Sequence[str]) -> int:
     """Run systemd-nspawn until the host powers off; SIGTERM shuts it down. Returns nspawn's exit status."""
     main, machine = cgroup / "main", cgroup / "machine"
@@ -46,6 +53,7 @@ def supervise(cgroup: Path, command: Sequence[str]) -> int:
     signal.signal(signal.SIGALRM, cut)
     while True:
         remove_cgroup(machine)
+        _remove_link(command)
         machine.mkdir()
         print(f"--- boot at {time.strftime('%Y-%m-%d %H:%M:%S')} ---", flush=True)
         child = subprocess.Popen(
