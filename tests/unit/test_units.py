@@ -36,7 +36,11 @@ def read(name: str) -> dict[str, list[str]]:
     return directives
 
 
-@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.stem)
+#: Makes links in /dev and lets nvidia-smi load its module: root, and no sandbox of the others' kind.
+ROOTS = "semantik-gpu@"
+
+
+@pytest.mark.parametrize("unit", [unit for unit in UNITS if unit.stem != ROOTS], ids=lambda path: path.stem)
 def test_every_service_is_sandboxed(unit: Path) -> None:
     directives = read(unit.name)
     assert {key: directives.get(key, [None])[0] for key in SANDBOX} == SANDBOX
@@ -73,10 +77,14 @@ def test_memory_is_limited_as_documented(name: str, limit: str, low: str) -> Non
     assert (directives["MemoryMax"], directives["MemoryLow"]) == ([limit], [low])
 
 
-def test_a_worker_sees_the_nodes_that_gpus_share_and_no_gpu_of_its_own_accord() -> None:
+def test_a_worker_sees_the_nodes_that_gpus_share_and_those_of_its_slot() -> None:
     directives = read("semantik-worker@.service")
     assert directives["DevicePolicy"] == ["closed"]
     assert not [value for value in directives["DeviceAllow"] if re.search(r"/dev/nvidia\d", value)]
+    # What makes the links comes first, at every start.
+    for key in ("Wants", "After"):
+        assert f"{ROOTS}%i.service" in directives[key][0].split()
+    assert "RemainAfterExit" not in read(f"{ROOTS}.service")
     # These break torch and CUDA.
     assert "MemoryDenyWriteExecute" not in directives
     assert "ProcSubset" not in directives
