@@ -21,7 +21,7 @@ ROLES = {
     "redis": ("redis",),
     "postgresql": ("postgresql",),
     "control": ("control", "flower", "nginx"),
-    "workers": ("worker",),
+    "workers": ("nvidia_driver", "worker"),
 }
 #: Pairs and words that examples on the web leave behind, compared without regard to case.
 DEFAULTS = {
@@ -347,8 +347,8 @@ class ActionModule(ActionBase):
         for name in sorted(hostvars.raw_get(host)):
             if name in MAGIC or (name.startswith("ansible_") and name != "ansible_host"):
                 continue
-            role = name.split("_", 1)[0]
-            if role in specs and "_" in name and name not in options:
+            role = next((role for role in specs if name.startswith(f"{role}_")), "")
+            if role and name not in options:
                 problems.add(
                     f"{name} is not a variable of the role {role!r}{suggestion(name, options)}", host
                 )
