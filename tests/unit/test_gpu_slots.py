@@ -61,11 +61,11 @@ class Host:
         for one in gpus:
             self.device(one["pci_bus_id"], "0x030200")
 
-    def device(self, bus: str, kind: str) -> None:
+    def device(self, bus: str, kind: str, device: str = "0x27b8") -> None:
         """Put a device on the bus."""
         path = self.pci / semantik_gpus.kernel_name(bus)
         path.mkdir(exist_ok=True)
-        for name, text in (("vendor", "0x10de"), ("class", kind), ("device", "0x27b8"), ("numa_node", "-1")):
+        for name, text in (("vendor", "0x10de"), ("class", kind), ("device", device), ("numa_node", "-1")):
             (path / name).write_text(f"{text}\n")
 
     def bind(self, **slots: str) -> None:
@@ -192,13 +192,24 @@ def test_models_that_the_inventory_promises_must_be_there(host: Host) -> None:
 
 def test_the_report_tells_what_the_driver_finds_fault_with_and_the_switches(host: Host) -> None:
     host.fit({**FIRST, "remap_failed": True}, {**SECOND, "remap_pending": True}, *EIGHT[:1])
-    host.device("00000000:05:00.0", "0x068000")
+    host.device("00000000:05:00.0", "0x068000", "0x22a3")
+    host.device("00000000:06:00.0", "0x068000", "0x0368")  # a bridge of another kind
     seen = host.report()
     assert [line.partition(":")[0] for line in ill(seen)] == ["GPU 00000000", "GPU 00000000"]
     assert "replace the card" in ill(seen)[0] and "3b:00.0" in ill(seen)[0]
     assert "reset the GPU or reboot" in ill(seen)[1]
     assert seen["nvswitches"] == ["0000:05:00.0"]
     assert (seen["driver_version"], seen["cuda_version"]) == ("550.163.01", "12.4")
+
+
+def test_blackwells_switches_are_known_by_the_card_that_manages_them(host: Host, tmp_path: Path) -> None:
+    host.fit(FIRST)
+    card = tmp_path / "cards/mlx5_0/device"
+    card.mkdir(parents=True)
+    (card / "vpd").write_bytes(b"\x82\x10ConnectX-7")
+    assert semantik_gpus.report(host.pci, host.config, tmp_path / "cards")["nvlink5"] is False
+    (card / "vpd").write_bytes(b"\x82\x10V0\x06SW_MNG")
+    assert semantik_gpus.report(host.pci, host.config, tmp_path / "cards")["nvlink5"] is True
 
 
 def test_numa_node_and_cpus_come_from_the_kernel(host: Host, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import nvidia_driver as driver
 import pytest
 
 #: PCI device ids, from the list of supported GPUs in NVIDIA's open kernel modules and from pci.ids.
-P100, V100, T4, GTX1660 = "0x15f8", "0x1db4", "0x1eb8", "0x2184"
+K80, P100, V100, T4, GTX1660 = "0x102d", "0x15f8", "0x1db4", "0x1eb8", "0x2184"
 A100, A10, H100, H200, GH200, L4 = "0x20b0", "0x2236", "0x2330", "0x2335", "0x2342", "10de:27b8"
 B200, B300, RTX6000 = "0x2901", "0x3182", "0x2bb5"
 
@@ -16,7 +16,8 @@ B200, B300, RTX6000 = "0x2901", "0x3182", "0x2bb5"
 @pytest.mark.parametrize(
     ("device", "name"),
     [
-        (P100, "pre-Turing"), (V100, "pre-Turing"), (T4, "Turing"), (GTX1660, "Turing"), (A100, "Ampere"),
+        (K80, "Kepler or older"), (P100, "pre-Turing"), (V100, "pre-Turing"), (T4, "Turing"),
+        (GTX1660, "Turing"), (A100, "Ampere"),
         (A10, "Ampere"), (H100, "Hopper"), (H200, "Hopper"), (GH200, "Grace Hopper"), (L4, "Ada"),
         (B200, "Blackwell"), (B300, "Blackwell"), (RTX6000, "Blackwell"),
     ],
@@ -48,6 +49,7 @@ def test_auto_takes_the_module_that_serves_every_gpu(devices: list[str], source:
         ([B200], "proprietary", "Blackwell work with the open kernel module alone"),
         ([P100], "open", "before Turing work with the proprietary kernel module alone"),
         ([P100, B200], "auto", "no driver serves both in one host"),
+        ([K80, A100], "auto", "no driver that is still made"),
     ],
 )
 def test_a_module_that_cannot_serve_a_gpu_is_refused(devices: list[str], wanted: str, words: str) -> None:
@@ -91,6 +93,27 @@ def test_packages_have_the_names_of_their_source() -> None:
     # Debian releases these two apart; NVIDIA's own are of the driver's version.
     assert driver.packages("distribution", "Debian", "open", "")["beside"][0] == "nvidia-persistenced"
     assert "nvidia-persistenced" in driver.packages("cuda_repository", "Debian", "open", "")["userspace"]
+
+
+def test_switches_get_a_fabric_manager_of_the_drivers_version() -> None:
+    def fabric(kind: str, family: str, version: str, nvlink5: bool = False) -> list[str]:
+        answer = driver.fabric(kind, family, version, nvlink5=nvlink5)
+        assert answer["problems"] == []
+        return [*answer["exact"], *answer["beside"]]
+
+    assert fabric("cuda_repository", "Debian", "580.95.05") == ["nvidia-fabricmanager"]
+    assert fabric("cuda_repository", "Ubuntu", "570.172.08") == ["nvidia-fabricmanager-570"]
+    assert fabric("distribution", "Ubuntu", "580.95.05") == ["nvidia-fabricmanager-580"]
+    assert fabric("cuda_repository", "Ubuntu", "580.95.05", True) == [
+        "nvidia-fabricmanager",
+        "libnvsdm",
+        "nvlsm",
+    ]
+    for kind, family, nvlink5 in (("distribution", "Debian", False), ("distribution", "Ubuntu", True)):
+        answer = driver.fabric(kind, family, "580.95.05", nvlink5=nvlink5)
+        assert "set nvidia_driver_source to cuda_repository" in answer["problems"][0]
+    assert driver.dcgm("570.172.08") == ["datacenter-gpu-manager-4-cuda12"]
+    assert driver.dcgm("590.48.01") == ["datacenter-gpu-manager-4-cuda13"]
 
 
 def test_an_archive_is_named_once_with_what_lies_apart() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 #: 595); what is newer than the last counts as of its kind. Before Turing there is no GSP, which the open
 #: module needs.
 GENERATIONS = (
-    (0x0000, "pre-Turing"),
+    (0x0000, "Kepler or older"),
+    (0x1340, "pre-Turing"),
     (0x1E00, "Turing"),
     (0x2080, "Ampere"),
     (0x2180, "Turing"),
@@ -84,6 +85,8 @@ PACKAGES: dict[str, dict[str, list[str]]] = {
         "beside": [],
     },
 }
+#: From these branches on, names without the branch.
+FABRIC_PLAIN, DCGM_CUDA13 = 580, 580
 #: What a compiler, make or NVIDIA's own configuration test prints where a build fails.
 _ERROR = re.compile(r"\berror:|\*\*\* |^ERROR|implicit declaration|undefined!|No such file or directory")
 _KERNEL_IMAGE = re.compile(r"linux-image-(?:unsigned-)?(\d\S*)")
@@ -106,6 +109,9 @@ def flavour(devices: Iterable[str], wanted: str, source: str) -> dict[str, Any]:
     of a distribution, whose older open modules do not build for each of its kernels.
     """
     kinds = sorted({generation(device) for device in devices})
+    if "Kepler or older" in kinds:
+        problem = "GPUs of Kepler's generation and older have no driver that is still made: take them out"
+        return {"flavour": "proprietary", "generations": kinds, "problems": [problem]}
     need_open = [kind for kind in kinds if kind in ("Grace Hopper", "Blackwell")]
     refuse_open = [kind for kind in kinds if kind == "pre-Turing"]
     problems = []
@@ -166,6 +172,31 @@ def packages(kind: str, family: str, chosen: str, version: str) -> dict[str, lis
         "userspace": named("userspace"),
         "beside": named("beside"),
     }
+
+
+def fabric(kind: str, family: str, version: str, *, nvlink5: bool) -> dict[str, Any]:
+    """Return the `packages` of the fabric manager that switches between GPUs need, and the `problems`.
+
+    `exact` are of the driver's version, without which the fabric manager ends at once; `beside` have others.
+    """
+    branch = int(version.partition(".")[0] or 0)
+    if kind == "distribution" and (family == "Debian" or nvlink5):
+        problem = (
+            f"NVSwitches need the fabric manager, and {family} has none"
+            f"{' for NVLink 5' if nvlink5 and family != 'Debian' else ''}: "
+            "set nvidia_driver_source to cuda_repository"
+        )
+        return {"exact": [], "beside": [], "problems": [problem]}
+    plain = kind == "cuda_repository" and branch >= FABRIC_PLAIN
+    tail = "" if plain else f"-{branch}"
+    exact = [f"nvidia-fabricmanager{tail}"] + ([f"libnvsdm{tail}"] if nvlink5 else [])
+    return {"exact": exact, "beside": ["nvlsm"] if nvlink5 else [], "problems": []}
+
+
+def dcgm(version: str) -> list[str]:
+    """Return the packages of DCGM 4 for the CUDA that the driver brings."""
+    major = 13 if int(version.partition(".")[0] or 0) >= DCGM_CUDA13 else 12
+    return [f"datacenter-gpu-manager-4-cuda{major}"]
 
 
 def sources(targets: Iterable[str], components: Sequence[str], own: str) -> list[dict[str, str]]:
@@ -241,6 +272,8 @@ class FilterModule:
             "nvidia_flavour": flavour,
             "nvidia_branch_problems": branch_problems,
             "nvidia_packages": packages,
+            "nvidia_fabric": fabric,
+            "nvidia_dcgm": dcgm,
             "nvidia_sources": sources,
             "nvidia_offered": offered,
             "nvidia_upstream": upstream,

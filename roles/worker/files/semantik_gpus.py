@@ -30,8 +30,17 @@ CAPABILITIES = Path("/proc/driver/nvidia/capabilities")
 CONFIG = Path("/etc/semantik")
 DEV = Path("/dev")
 NVIDIA = "0x10de"
-#: PCI classes: display controllers (VGA, 3D), and bridges of which NVIDIA's are NVSwitches.
+#: PCI classes: display controllers (VGA, 3D), and other bridges.
 GPU_CLASSES, SWITCH_CLASS = ("0x0300", "0x0302"), "0x0680"
+#: Device ids of NVSwitches of the Volta, Ampere and Hopper generations (NVIDIA's open kernel modules,
+#: nvswitch/kernel/nvswitch.c); NVIDIA made other bridges too.
+SWITCHES = (
+    "0x1ac2",
+    "0x1ae8",
+    *(f"0x{number:04x}" for number in (*range(0x1AF0, 0x1B00), *range(0x22A0, 0x22B0))),
+)
+#: The switches of Blackwell's generation are no PCI devices: a network card manages them, says its VPD.
+CARDS, MANAGER = Path("/sys/class/infiniband"), b"SW_MNG"
 #: What the driver answers where a card has no such thing.
 ABSENT = ("", "N/A", "[N/A]", "0", "No", "None")
 #: Paths in `nvidia-smi -q -x`, and what is wrong where they say anything but ABSENT.
@@ -83,6 +92,17 @@ def on_the_bus(pci: Path) -> Iterator[tuple[str, str, str]]:
         except OSError:  # it left the bus in this moment
             continue
         yield path.name, kind[:6], device
+
+
+def manages_switches(cards: Path) -> bool:
+    """Return whether a network card of this host manages NVLink switches of Blackwell's generation."""
+    for path in cards.glob("*/device/vpd"):
+        try:
+            if MANAGER in path.read_bytes():
+                return True
+        except OSError:  # some cards refuse
+            continue
+    return False
 
 
 def cpus_of(node: int, nodes: Path) -> str:
@@ -209,7 +229,7 @@ def bound_slots(config: Path) -> dict[str, str]:
     return slots
 
 
-def report(pci: Path = PCI, config: Path = CONFIG) -> dict[str, Any]:
+def report(pci: Path = PCI, config: Path = CONFIG, cards: Path = CARDS) -> dict[str, Any]:
     """Return all of it. What the driver does not answer is `error`, beside what the bus alone says."""
     bus = list(on_the_bus(pci))
     found: dict[str, Any] = {"driver_version": "", "cuda_version": "", "gpus": [], "error": ""}
@@ -224,7 +244,8 @@ def report(pci: Path = PCI, config: Path = CONFIG) -> dict[str, Any]:
         "pci": [{"bus_id": name, "device": device} for name, kind, device in bus if kind in GPU_CLASSES],
         # On the bus, and not among the driver's: fallen off, or of another driver.
         "lost": [name for name, kind, _ in bus if kind in GPU_CLASSES and name not in shown],
-        "nvswitches": [name for name, kind, _ in bus if kind == SWITCH_CLASS],
+        "nvswitches": [name for name, kind, device in bus if kind == SWITCH_CLASS and device in SWITCHES],
+        "nvlink5": manages_switches(cards),
         "slots": bound_slots(config),
     }
 
