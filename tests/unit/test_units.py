@@ -36,11 +36,13 @@ def read(name: str) -> dict[str, list[str]]:
     return directives
 
 
-#: Makes links in /dev and lets nvidia-smi load its module: root, and no sandbox of the others' kind.
-ROOTS = "semantik-gpu@"
+#: They make links in /dev, set GPUs and let nvidia-smi load its module: root, and not sandboxed as the others.
+ROOTS = ("semantik-gpu@", "semantik-gpu-settings")
 
 
-@pytest.mark.parametrize("unit", [unit for unit in UNITS if unit.stem != ROOTS], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "unit", [unit for unit in UNITS if unit.stem not in ROOTS], ids=lambda path: path.stem
+)
 def test_every_service_is_sandboxed(unit: Path) -> None:
     directives = read(unit.name)
     assert {key: directives.get(key, [None])[0] for key in SANDBOX} == SANDBOX
@@ -83,8 +85,8 @@ def test_a_worker_sees_the_nodes_that_gpus_share_and_those_of_its_slot() -> None
     assert not [value for value in directives["DeviceAllow"] if re.search(r"/dev/nvidia\d", value)]
     # What makes the links comes first, at every start.
     for key in ("Wants", "After"):
-        assert f"{ROOTS}%i.service" in directives[key][0].split()
-    assert "RemainAfterExit" not in read(f"{ROOTS}.service")
+        assert "semantik-gpu@%i.service" in directives[key][0].split()
+    assert "RemainAfterExit" not in read("semantik-gpu@.service")
     # These break torch and CUDA.
     assert "MemoryDenyWriteExecute" not in directives
     assert "ProcSubset" not in directives
