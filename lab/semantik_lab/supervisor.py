@@ -22,7 +22,7 @@ _SHUTDOWN = 75
 
 
 def _remove_link(command: Sequence[str]) -> None:
-    """Delete the link of the host's earlier life: with its network namespace the kernel does, at times late."""
+    """Delete the link of the host's earlier life, which the kernel does too, though at times late."""
     name = next(word for word in command if word.startswith("--machine=")).partition("=")[2]
     # A name too long for an interface is kept by nspawn as its alternative name.
     subprocess.run(["ip", "link", "delete", f"vb-{name}"], stderr=subprocess.DEVNULL, check=False)

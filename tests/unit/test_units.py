@@ -36,7 +36,7 @@ def read(name: str) -> dict[str, list[str]]:
     return directives
 
 
-#: They make links in /dev, set GPUs and let nvidia-smi load its module: root, and not sandboxed as the others.
+#: They make links in /dev, set GPUs, let nvidia-smi load its module: root, and not sandboxed as the others.
 ROOTS = ("semantik-gpu@", "semantik-gpu-settings")
 
 

@@ -1,11 +1,11 @@
 #!/usr/bin/python3
-"""Bring every GPU of this host to the settings that the inventory declares; at each boot, as few of them last.
+"""Bring every GPU of this host to the settings that the inventory declares; at each boot, as few stay.
 
     semantik-gpu-settings FILE [--check]
 
 FILE is JSON: `ecc`, `mig` (keep, on, off), `mig_profiles` (list), `compute_mode` (keep, default,
 exclusive_process, prohibited), `power_limit_watts` (0: keep). Prints JSON: `changed`, `done` (what was set,
-or with --check would be), `pending` (what a reboot settles) and `problems`; status 1 where there are problems.
+or with --check would be), `pending` (what a reboot settles) and `problems`; status 1 where there are any.
 Needs nothing but Python.
 """
 
