@@ -29,6 +29,8 @@ def fixture(lab: str, host: Host) -> str:
             "pci_bus_id": gpu.pci_bus_id,
             "minor": gpu.minor,
             "memory_mib": gpu.memory_mib,
+            "pci_device_id": gpu.pci_device_id,
+            "compute_cap": gpu.compute_cap,
         }
         for index, gpu in enumerate(host.gpus)
     ]

@@ -23,6 +23,9 @@ class Gpu:
     memory_mib: int
     pci_bus_id: str
     minor: int
+    #: Of an L4, where the file does not say.
+    pci_device_id: str = "27B8"
+    compute_cap: str = "8.9"
 
 
 @dataclass(frozen=True)
@@ -152,15 +155,21 @@ def _host(name: str, data: object, source: str) -> Host:
 def _gpu(data: object, where: str) -> Gpu:
     if not isinstance(data, dict):
         raise LabError(f"{where} is not a table")
-    _nothing_else(data, ("name", "memory_mib", "pci_bus_id", "minor"), where)
+    _nothing_else(data, ("name", "memory_mib", "pci_bus_id", "minor", "pci_device_id", "compute_cap"), where)
     gpu = Gpu(
         name=_take(data, "name", str, where),
         memory_mib=_take(data, "memory_mib", int, where),
         pci_bus_id=_take(data, "pci_bus_id", str, where),
         minor=_take(data, "minor", int, where),
+        pci_device_id=_take(data, "pci_device_id", str, where, Gpu.pci_device_id),
+        compute_cap=_take(data, "compute_cap", str, where, Gpu.compute_cap),
     )
     if not re.fullmatch(r"[0-9A-F]{8}:[0-9A-F]{2}:[0-9A-F]{2}\.[0-7]", gpu.pci_bus_id):
         raise LabError(f"{where}: pci_bus_id {gpu.pci_bus_id!r} is not one; write it like 00000000:3B:00.0")
+    if not re.fullmatch(r"[0-9A-F]{4}", gpu.pci_device_id):
+        raise LabError(f"{where}: pci_device_id {gpu.pci_device_id!r} is not one; write it like 27B8")
+    if not re.fullmatch(r"\d+\.\d", gpu.compute_cap):
+        raise LabError(f"{where}: compute_cap {gpu.compute_cap!r} is not one; write it like 8.9")
     if not 0 <= gpu.minor < 254:
         raise LabError(
             f"{where}: minor {gpu.minor} is outside 0 to 253, which is what the driver gives to GPUs"

@@ -47,6 +47,17 @@ def test_it_answers_queries_for_programs(ask):
     ]
 
 
+def test_it_says_what_a_gpu_computes_and_which_driver_serves_it(ask):
+    fields = "--query-gpu=pci.bus_id,compute_cap,pci.device_id"
+    assert ask(fields, "--format=csv,noheader").stdout.splitlines() == [
+        "00000000:3B:00.0, 8.9, 0x27B810DE",
+        "00000000:AF:00.0, 8.9, 0x27B810DE",
+    ]
+    log = ElementTree.fromstring(ask("-q", "-x").stdout)
+    assert (log.findtext("driver_version"), log.findtext("cuda_version")) == ("550.163.01", "12.4")
+    assert log.findtext("gpu/pci/pci_device_id") == "27B810DE"
+
+
 def test_headers_and_units_come_when_asked_for(ask):
     assert ask("--query-gpu=gpu_name,memory.total", "--format=csv", "-i", "1").stdout.splitlines() == [
         "gpu_name, memory.total [MiB]",

@@ -84,6 +84,8 @@ def test_values_arrive_with_their_units():
         ("hosts.gpu1.gpus", [GPU, GPU], "two GPUs have the same minor"),
         ("hosts.gpu1.gpus", [GPU | {"minor": 255}], "minor 255 is outside"),
         ("hosts.gpu1.gpus", [GPU | {"pci_bus_id": "3b:0"}], "'3b:0' is not one"),
+        ("hosts.gpu1.gpus", [GPU | {"pci_device_id": "L4"}], "'L4' is not one; write it like 27B8"),
+        ("hosts.gpu1.gpus", [GPU | {"compute_cap": "sm_89"}], "'sm_89' is not one; write it like 8.9"),
         (
             "hosts.gpu1.gpus",
             [GPU | {"pci_bus_id": "00000000:AF:00.0"}, GPU | {"minor": 1}],
