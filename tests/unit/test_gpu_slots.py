@@ -212,6 +212,22 @@ def test_blackwells_switches_are_known_by_the_card_that_manages_them(host: Host,
     assert semantik_gpus.report(host.pci, host.config, tmp_path / "cards")["nvlink5"] is True
 
 
+def test_each_gpu_says_what_it_computes_where_the_driver_knows(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.fit(FIRST, {**SECOND, "compute_cap": "9.0"})
+    assert [one["capability"] for one in host.report()["gpus"]] == ["8.9", "9.0"]
+    known = semantik_gpus.nvidia_smi
+
+    def before_510(*arguments: str) -> str:
+        if "compute_cap" in " ".join(arguments):
+            raise semantik_gpus.DriverError('Field "compute_cap" is not a valid field to query.')
+        return known(*arguments)
+
+    monkeypatch.setattr(semantik_gpus, "nvidia_smi", before_510)
+    assert [one["capability"] for one in host.report()["gpus"]] == ["", ""]
+
+
 def test_numa_node_and_cpus_come_from_the_kernel(host: Host, tmp_path: Path) -> None:
     host.fit(FIRST)
     (host.pci / "0000:3b:00.0/numa_node").write_text("1\n")

@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +172,17 @@ def listed_mig(text: str) -> dict[str, list[tuple[str, str]]]:
     return found
 
 
+def computes() -> dict[str, str]:
+    """Return bus id -> compute capability; empty where the driver does not say it, as before 510."""
+    try:
+        # Asked alone: one field that a driver does not know fails the whole question.
+        listed = nvidia_smi("--query-gpu=pci.bus_id,compute_cap", "--format=csv,noheader")
+    except DriverError:
+        return {}
+    rows = (line.partition(",") for line in listed.splitlines())
+    return {bus_id.strip().lower(): value.strip() for bus_id, _, value in rows}
+
+
 def troubles(gpu: ElementTree.Element) -> list[str]:
     """Return what is wrong with a GPU by the driver's own account."""
     found = [words for path, words in TROUBLES.items() if (gpu.findtext(path) or "").strip() not in ABSENT]
@@ -180,11 +191,17 @@ def troubles(gpu: ElementTree.Element) -> list[str]:
 
 
 def parse(
-    xml: str, listing: str, *, pci: Path = PCI, nodes: Path = NODES, capabilities: Path = CAPABILITIES
+    xml: str,
+    listing: str,
+    *,
+    computing: Mapping[str, str] | None = None,
+    pci: Path = PCI,
+    nodes: Path = NODES,
+    capabilities: Path = CAPABILITIES,
 ) -> dict[str, Any]:
     """Return the driver and its GPUs in the order of the bus, from `nvidia-smi -q -x` and `-L`.
 
-    Raises DriverError.
+    `computing`: bus id -> compute capability. Raises DriverError.
     """
     try:
         log = ElementTree.fromstring(xml)  # noqa: S314 (the driver's own tool wrote it)
@@ -203,6 +220,7 @@ def parse(
                 "minor": minor,
                 "bus_id": bus_id,
                 "name": required(gpu, "product_name", bus_id),
+                "capability": (computing or {}).get(bus_id, ""),
                 "memory_mib": mib(required(gpu, "fb_memory_usage/total", bus_id)),
                 "numa_node": node,
                 "cpus": cpus_of(node, nodes),
@@ -235,7 +253,7 @@ def report(pci: Path = PCI, config: Path = CONFIG, cards: Path = CARDS) -> dict[
     found: dict[str, Any] = {"driver_version": "", "cuda_version": "", "gpus": [], "error": ""}
     if shutil.which("nvidia-smi"):
         try:
-            found |= parse(nvidia_smi("-q", "-x"), nvidia_smi("-L"), pci=pci)
+            found |= parse(nvidia_smi("-q", "-x"), nvidia_smi("-L"), computing=computes(), pci=pci)
         except DriverError as error:
             found["error"] = str(error)
     shown = {kernel_name(gpu["bus_id"]) for gpu in found["gpus"]}
