@@ -85,6 +85,31 @@ def test_a_second_build_changes_nothing_and_names_the_same_release(
     assert packed["sha256"] == wheelhouse.file_hash(Path(packed["tar"]))
 
 
+def test_a_torch_that_the_workers_cannot_use_is_neither_fetched_nor_kept(
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    offline: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wheelhouse, "lock_torch", lambda *_: "torch==2.13.0+cu130 --hash=sha256:00\n")
+    refused = tmp_path / "refused.json"
+    refused.write_text(json.dumps({"cu130": ["gpu1: driver 550.163.01 serves CUDA up to 12.4 ..."]}))
+    places = ["--source", str(source), "--build", str(tmp_path / "build"), "--cache", str(tmp_path / "cache")]
+    arguments = [*places, "--refused", str(refused), "worker:3.11:x86_64"]
+    assert wheelhouse.main(arguments) == 1
+    assert (
+        "torch 2.13.0+cu130 (cu130) was found, which does not fit:\n  gpu1: driver" in capsys.readouterr().err
+    )
+    assert offline == [], "it was fetched"
+    built = run(source, tmp_path, capsys, "worker:3.11:x86_64", "control:3.13:x86_64")["sets"]
+    assert built["worker-py311-x86_64"]["torch_build"] == "cu130"
+    assert built["control-py313-x86_64"]["torch"] == ""
+    # A driver went back, say: what was built before is looked at too.
+    assert wheelhouse.main(arguments) == 1
+    assert wheelhouse.main([*places, "--refused", str(refused), "control:3.13:x86_64"]) == 0
+
+
 def test_check_mode_says_what_would_be_built_and_builds_nothing(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], offline: list[str]
 ) -> None:

@@ -24,19 +24,18 @@ import tarfile
 import tempfile
 import tomllib
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch_source import BuildError, Torch, check_build, file_hash, find_torch, found_build
 
 #: Of every file in wheel and tar, so that equal content gives equal bytes. Zip knows no time before 1980.
 SOURCE_DATE_EPOCH = 315_532_800
 KEEP = 3
 SETS = ("control", "worker")
-
-
-class BuildError(Exception):
-    """The wheelhouse cannot be built; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +66,6 @@ class Target:
         return f"{self.set}-{self.tag}-{self.architecture}"
 
 
-@dataclass(frozen=True)
-class Torch:
-    """Where torch comes from: options for uv and pip, and what it adds to the release's digest."""
-
-    options: tuple[str, ...]
-    identity: str
-
-
 def say(text: str) -> None:
     """Report progress on standard error."""
     print(f"wheelhouse: {text}", file=sys.stderr, flush=True)
@@ -86,12 +77,6 @@ def digest(parts: Iterable[tuple[str, bytes]]) -> str:
     for name, content in sorted(parts):
         total.update(f"{name} {hashlib.sha256(content).hexdigest()}\n".encode())
     return total.hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def run(command: Sequence[str], **environment: str) -> str:
@@ -125,32 +110,6 @@ def uv_sources(config: dict[str, list[str]]) -> list[str]:
     """Translate pip's index into uv's options."""
     options = [f"--default-index={url}" for url in config.get("index-url", [])[-1:]]
     return options + [f"--index={url}" for url in dict.fromkeys(config.get("extra-index-url", []))]
-
-
-def find_torch(spec: str, version: str, config: dict[str, list[str]]) -> Torch:
-    """Say which build of torch `spec` means.
-
-    '' is what pip on this controller finds, its find-links first; otherwise a wheel, a directory of wheels or
-    the URL of an index. Raises BuildError when a path holds no torch of that version.
-    """
-    if re.match(r"https?://|file://", spec):
-        return Torch((f"--extra-index-url={spec}",), spec)
-    if spec:
-        place = Path(spec).expanduser().resolve()
-        directories = [place.parent if place.suffix == ".whl" else place]
-        pattern = place.name if place.suffix == ".whl" else f"torch-{version}[-+]*.whl"
-    else:
-        directories = [Path(path) for path in dict.fromkeys(config.get("find-links", []))]
-        pattern = f"torch-{version}[-+]*.whl"
-    wheels = sorted(wheel for directory in directories for wheel in directory.glob(pattern))
-    if spec and not wheels:
-        raise BuildError(f"wheelhouse_torch: no torch-{version}*.whl in {directories[0]}")
-    if not wheels:
-        return Torch((), "index")
-    links = tuple(f"--find-links={wheel.parent}" for wheel in wheels)
-    return Torch(
-        tuple(dict.fromkeys(links)), "\n".join(f"{wheel.name} {file_hash(wheel)}" for wheel in wheels)
-    )
 
 
 def project(source: Path) -> dict[str, Any]:
@@ -204,14 +163,19 @@ def build_app(source: Path, cache: Path, key: str) -> Path:
     return next(place.glob("semantik-*.whl"))
 
 
-def lock_torch(target: Target, lock: Path, torch: Torch, version: str, config: dict[str, list[str]]) -> str:
-    """Return locked requirements of torch and of what its build alone needs (CUDA's libraries)."""
+def compile_torch(
+    target: Target, lock: Path, torch: Torch, version: str, config: dict[str, list[str]]
+) -> str:
+    """Return torch of this very version and all that it needs, with hashes.
+
+    Raises BuildError if there is none.
+    """
     # The lock files were made for this patch version: requirements/lock.sh.
     with tempfile.NamedTemporaryFile("w", suffix=".in") as wanted:
         wanted.write(f"torch=={version}\n")
         wanted.flush()
         sources = [option.replace("--extra-index-url=", "--index=") for option in torch.options]
-        text = run(
+        return run(
             [
                 *(sys.executable, "-m", "uv", "pip", "compile", "--quiet", wanted.name),
                 *(
@@ -227,6 +191,20 @@ def lock_torch(target: Target, lock: Path, torch: Torch, version: str, config: d
                 *sources,
             ]
         )
+
+
+def lock_torch(target: Target, lock: Path, torch: Torch, version: str, config: dict[str, list[str]]) -> str:
+    """Return locked requirements of torch and of what its build alone needs (CUDA's libraries)."""
+    wanted = torch.versions or (version,)
+    for each in wanted:
+        try:
+            text = compile_torch(target, lock, torch, each, config)
+            break
+        except BuildError as error:
+            if each != wanted[-1]:
+                continue
+            hint = "\n  No source of pip's has this build: name an index of it in wheelhouse_torch_index."
+            raise BuildError(f"{error}{hint if torch.versions else ''}") from None
     locked = set(re.findall(r"^([a-z0-9.-]+)==", lock.read_text(encoding="utf-8"), re.MULTILINE))
     blocks = re.split(r"(?m)^(?=[a-z0-9.-]+==)", text)
     return "".join(block for block in blocks if block and block.partition("==")[0] not in locked)
@@ -285,15 +263,24 @@ def pack(tar: Path, wheels: Iterable[Path], requirements: str) -> None:
 
 
 def build(
-    target: Target, place: Path, source: Path, cache: Path, torch: Torch, config: dict[str, list[str]]
+    target: Target,
+    place: Path,
+    source: Path,
+    cache: Path,
+    torch: Torch,
+    config: dict[str, list[str]],
+    check: Callable[[str, str], None],
 ) -> None:
-    """Write a target's tar and, last, its manifest."""
+    """Write a target's tar and, last, its manifest. `check` raises for a torch that the hosts cannot use."""
     pyproject = project(source)
     app = build_app(source, cache, app_digest(source, pyproject))
     lock = lock_file(source, target)
     requirements = lock.read_text(encoding="utf-8")
     if target.set == "worker":
         requirements += lock_torch(target, lock, torch, torch_version(pyproject), config)
+    version, kind = found_build(requirements)
+    # Before gigabytes are fetched.
+    check(version, kind)
     wheels = download(target, requirements, torch if target.set == "worker" else Torch((), ""), cache)
     requirements += f"semantik=={pyproject['project']['version']} --hash=sha256:{file_hash(app)}\n"
     say(f"packing {place.name}/{target.name}.tar")
@@ -303,6 +290,7 @@ def build(
     pack(tar, members, requirements)
     unpacked = sum(member.file_size for wheel in members for member in zipfile.ZipFile(wheel).infolist())
     manifest = {"tar": str(tar), "sha256": file_hash(tar), "bytes": tar.stat().st_size, "unpacked": unpacked}
+    manifest |= {"torch": version, "torch_build": kind}
     manifest_of(place, target).write_text(json.dumps(manifest), encoding="utf-8")
 
 
@@ -317,6 +305,11 @@ def torch_version(pyproject: dict[str, Any]) -> str:
         if match := re.fullmatch(r"torch==([\w.]+)", requirement):
             return match[1]
     raise BuildError("pyproject.toml pins no torch==VERSION in the extra 'worker'")
+
+
+def read_json(name: str) -> Any:
+    """Read a JSON file, or standard input for '-': a list for every host is too long for an argument."""
+    return json.loads(sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8"))
 
 
 def prune(root: Path, current: str) -> None:
@@ -337,7 +330,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--source", type=Path, required=True, help="the repository's root")
     parser.add_argument("--build", type=Path, required=True, help="where wheelhouse/RELEASE/ is made")
     parser.add_argument("--cache", type=Path, required=True, help="where downloads are kept")
-    parser.add_argument("--torch", default="", help="a wheel, a directory of wheels or an index's URL")
+    parser.add_argument(
+        "--torch", default="", help="a build (cu126), a wheel, a directory of wheels or an index's URL"
+    )
+    parser.add_argument("--torch-index", default="", help="index of builds by name, {build} stands for it")
+    parser.add_argument("--any-build", action="store_true", help="take what pip finds if it lacks --torch")
+    parser.add_argument(
+        "--refused", type=read_json, default={}, help="JSON file (-: standard input): build -> why not"
+    )
     parser.add_argument("--check", action="store_true", help="build nothing")
     parser.add_argument("targets", nargs="+", metavar="SET:PYTHON:ARCHITECTURE")
     options = parser.parse_args(arguments)
@@ -345,7 +345,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         targets = [Target.parse(text) for text in dict.fromkeys(options.targets)]
         pyproject = project(options.source)
         config = pip_config()
-        torch = find_torch(options.torch, torch_version(pyproject), config)
+        torch = find_torch(
+            options.torch, torch_version(pyproject), config, options.torch_index, not options.any_build
+        )
         inputs = [("app", app_digest(options.source, pyproject).encode()), ("torch", torch.identity.encode())]
         # All lock files, not only those of these targets: a run limited to some hosts names the same release.
         inputs += [
@@ -356,9 +358,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for target in targets:
             lock_file(options.source, target)
         missing = [target for target in targets if not manifest_of(place, target).is_file()]
+        check = partial(check_build, wanted=options.torch, refused=options.refused)
         if not options.check:
             for target in missing:
-                build(target, place, options.source, options.cache, torch, config)
+                build(target, place, options.source, options.cache, torch, config, check)
             if missing:
                 prune(place.parent, release)
         sets = {
@@ -366,6 +369,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for target in targets
             if manifest_of(place, target).is_file()
         }
+        for packed in sets.values():
+            check(packed.get("torch", ""), packed.get("torch_build", ""))
     except (BuildError, OSError) as error:
         print(f"wheelhouse: {error}", file=sys.stderr)
         return 1
