@@ -22,7 +22,7 @@ import psycopg
 from celery import Celery, bootsteps, signals
 from celery.worker.request import Request
 
-from semantik import notes
+from semantik import notes, watch
 from semantik.consumer import is_not_repeated
 from semantik.database import Connection, connect, passes, query, retry
 from semantik.exceptions import EX_CONFIG, DatabaseUnavailable, SemantikError, SettingsError
@@ -86,6 +86,8 @@ def install(app: Celery, settings: Settings) -> None:
     if settings.role == "worker" and not settings.slot:
         raise SettingsError("SEMANTIK_SLOT is not set: a worker's unit sets it to host:n")
     app.steps["consumer"].add(LoopWatch)
+    if settings.role == "worker":
+        watch.install(settings, _pulse)
     app.conf.update(worker_log_format=FORMAT, worker_task_log_format=FORMAT)
 
     def quiet(instance: Any, **_: Any) -> None:
@@ -121,7 +123,10 @@ def _turn() -> None:
 
 
 class LoopWatch(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Notes each second that the parent's loop turns, by a new timer after each loss of the broker."""
+    """Notes each second that the parent's loop turns, and which queues it takes from.
+
+    By new timers after each loss of the broker: those of before end with it.
+    """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -131,6 +136,7 @@ class LoopWatch(bootsteps.StartStopStep):  # type: ignore[misc]
         parent.back()
         _turn()
         parent.timer.call_repeatedly(1.0, _turn)
+        parent.timer.call_repeatedly(1.0, watch.turn, (parent, _pulse))
 
 
 def _feed(settings: Settings) -> None:
