@@ -154,7 +154,7 @@ def _metrics(settings: Settings) -> Path:
 
 
 def write(settings: Settings, verdict: Verdict, reading: Reading | None) -> None:
-    """Note the state for the child, and the metrics for node_exporter. `reading`: None where there is none."""
+    """Note the state for the child, and the metrics for Prometheus. `reading`: None where there is none."""
     shown = reading or Reading()
     note = Note(
         verdict.state, verdict.reason, os.getpid(), time.monotonic(),

@@ -193,5 +193,5 @@ class Gpu:
     def _meaning(self, error: Any) -> Exception:
         """Return what an error of NVML says of this GPU."""
         if error.value in _LOST or (error.value == _UNKNOWN and self._off_the_bus):
-            return GpuLost(f"GPU {self.uuid} is gone ({error})")
+            return GpuLost(f"GPU {self.uuid} is not there ({error})")
         return GpuSilent(f"the driver does not answer for GPU {self.uuid} ({error})")
