@@ -46,6 +46,8 @@ class Slot:
             return "stopped"
         if self.pulse.draining:
             return "draining"
+        if trouble.state == health.CONDEMNED:
+            return trouble.state  # a child that could not be started anew on such a GPU is never ready
         if not self.ready:
             return "starting"
         if trouble.state != health.GOOD:

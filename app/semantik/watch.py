@@ -90,16 +90,23 @@ class Watch(threading.Thread):
         verdict = self._condition.take(verdict, now)
         if verdict.state == CONDEMNED:
             self._pulse.condemn()  # before anything that could fail
+        self._tell(verdict, before)
         health.write(self._settings, verdict, reading)
-        if verdict == before:
-            return
-        if verdict.state == GOOD:
-            event(log, "the GPU is well again", gpu=self._gpu.uuid)
+
+    def _tell(self, verdict: Verdict, before: Verdict) -> None:
+        """Say what has changed in the journal, and what is not well in the unit's status, each time anew.
+
+        A child that takes the place of another says that it is ready.
+        """
+        gpu, state = self._gpu.uuid, verdict.state
+        if state != before.state and state == GOOD:
+            event(log, "the GPU is well again", gpu=gpu)
             notify("STATUS=ready")
-        elif verdict.state != before.state:
-            level = logging.CRITICAL if verdict.state == CONDEMNED else logging.WARNING
-            event(log, f"the GPU is {verdict.state}", level=level, gpu=self._gpu.uuid, reason=verdict.reason)
-            notify(f"STATUS=its GPU is {verdict.state}: {verdict.reason}")
+        elif state != before.state:
+            level = logging.CRITICAL if state == CONDEMNED else logging.WARNING
+            event(log, f"the GPU is {state}", level=level, gpu=gpu, reason=verdict.reason)
+        if state != GOOD:
+            notify(f"STATUS=its GPU is {state}: {verdict.reason}")
 
     def _take(self) -> tuple[Reading | None, Verdict]:
         """Return what the driver says now, if it says it, and the verdict on it alone."""

@@ -144,9 +144,10 @@ def _feed(settings: Settings) -> None:
     stall = stall_seconds(settings)
     complained = False
     while True:
-        reason = (
-            "a child hangs" if _pulse.stalled(stall) else "the parent's loop stands still" if _stuck() else ""
-        )
+        # With a condemned GPU a child may hang for ever: a restart would only forget why, and the shard's
+        # lease runs out by itself.
+        hangs = _pulse.stalled(stall) and not _pulse.condemned
+        reason = "a child hangs" if hangs else "the parent's loop stands still" if _stuck() else ""
         if not reason:
             notify("WATCHDOG=1")
         elif not complained:
@@ -247,6 +248,8 @@ def _start_child(settings: Settings, node: str) -> None:
     except Exception as error:
         known = isinstance(error, SemantikError)  # its sentence says all
         event(log, "cannot start", level=logging.CRITICAL, traceback=not known, reason=error)
+        if _pulse.condemned:
+            return  # the service stays and says why: ended, it would be started again as if told to go on
         notify(f"STATUS=cannot start: {' '.join(str(error).split())[:200]}")
         # Celery swallows what is raised here and would start child after child: end the parent instead.
         _pulse.fail(EX_CONFIG if isinstance(error, SettingsError) else 1)

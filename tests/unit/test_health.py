@@ -178,6 +178,8 @@ def test_a_slot_says_what_its_gpu_has(settings: Settings, monkeypatch: pytest.Mo
     assert (slot.state, slot.trouble.reason) == ("resting", "too hot")
     slot.ready = False
     assert slot.state == "starting"
+    health.write(settings, Verdict(CONDEMNED, "lost"), None)
+    assert slot.state == "condemned", "a new child may never get ready"
     slot.ready = True
     slot.pulse.drain(5)
     assert slot.state == "draining"
