@@ -26,7 +26,7 @@ CERTIFICATE_DAYS = 7
 #: What to do about a GPU in trouble, by the state of its slot; docs/gpu-health.md says more.
 REMEDIES = {
     "resting": "it takes shards again by itself; see to its cooling and power",
-    "condemned": "reset or replace it, then start its worker again ({unit})",
+    "condemned": "reset or replace it (docs/gpu-health.md), then on {host}: systemctl restart {unit}",
 }
 
 
@@ -357,7 +357,8 @@ def _slot_part(
         return Part(title, False, f"{slot.state}, last seen {_ago(slot.age)}; {_unit(name)}")
     if slot.state in REMEDIES:
         trouble = slot.trouble or slot.state
-        remedy = REMEDIES[slot.state].format(unit=_unit(name))
+        host, _, number = name.partition(":")
+        remedy = REMEDIES[slot.state].format(host=host, unit=f"semantik-worker@{number}")
         return Part(title, False, f"its GPU is {slot.state}: {trouble}; {remedy}", trouble)
     for column, wanted in common.items():
         has = getattr(slot, column)

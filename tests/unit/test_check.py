@@ -80,7 +80,7 @@ def test_a_slot_that_is_not_in_service_or_unlike_the_others_is_bad(
         ("resting", "its GPU is resting: too hot; it takes shards again by itself"),
         (
             "condemned",
-            "its GPU is condemned: too hot; reset or replace it, then start its worker again (on gpu1: ",
+            "its GPU is condemned: too hot; reset or replace it (docs/gpu-health.md), then on gpu1: ",
         ),
     ],
 )
