@@ -23,6 +23,11 @@ PROBE_SECONDS = 4.0
 #: Redis refuses writes when it is full (noeviction), so nearly full is already a fault.
 REDIS_FULL = 0.9
 CERTIFICATE_DAYS = 7
+#: What to do about a GPU in trouble, by the state of its slot; docs/gpu-health.md says more.
+REMEDIES = {
+    "resting": "it takes shards again by itself; see to its cooling and power",
+    "condemned": "reset or replace it (docs/gpu-health.md), then on {host}: systemctl restart {unit}",
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class Part:
     name: str
     ok: bool
     detail: str
+    #: Of a slot whose GPU is in trouble: what the GPU has. Its worker runs all the same, and can be asked.
+    trouble: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class Slot:
     model_revision: str
     release: str
     age: float  # seconds since it was last seen
+    trouble: str = ""  # of its GPU, where the state is `resting` or `condemned`
 
 
 @dataclass(frozen=True)
@@ -347,6 +355,11 @@ def _slot_part(
         return Part(title, False, f"{slot.state}, last seen {_ago(slot.age)}; {_unit(name)}")
     if slot.age > settings.live_seconds:
         return Part(title, False, f"{slot.state}, last seen {_ago(slot.age)}; {_unit(name)}")
+    if slot.state in REMEDIES:
+        trouble = slot.trouble or slot.state
+        host, _, number = name.partition(":")
+        remedy = REMEDIES[slot.state].format(host=host, unit=f"semantik-worker@{number}")
+        return Part(title, False, f"its GPU is {slot.state}: {trouble}; {remedy}", trouble)
     for column, wanted in common.items():
         has = getattr(slot, column)
         if has != wanted:

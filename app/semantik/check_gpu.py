@@ -26,6 +26,9 @@ class SlotAnswer:
     device: str = ""
     gpu_uuid: str = ""
     gpu_name: str = ""
+    trouble: str = ""  # what the slot's GPU has, where it is in trouble
+    ecc_errors: int | None = None  # uncorrectable, since the driver's start; None where NVML does not say
+    sm_mhz: int | None = None
 
 
 def known_slots(settings: Settings, expected: Sequence[str]) -> list[str]:
@@ -98,12 +101,19 @@ def _failed(slot: str, error: object, seconds: float) -> SlotAnswer:
 def _answer(slot: str, said: dict[str, Any], seconds: float, uuids: dict[str, str]) -> SlotAnswer:
     """Judge an answer: the right slot must speak, and no GPU may serve two. Fills `uuids` (GPU -> slot)."""
     device, uuid, name = (str(said.get(key) or "") for key in ("device", "gpu_uuid", "gpu_name"))
+    trouble, ecc, clock_mhz = str(said.get("trouble") or ""), said.get("ecc_errors"), said.get("sm_mhz")
     other = uuids.setdefault(uuid, slot) if uuid else slot
+    clock = "" if clock_mhz is None else f"{clock_mhz} MHz"
+    counted = "" if ecc is None else f"{ecc} uncorrectable ECC errors"
+    shown = ", ".join(part for part in (uuid, name, device, clock, counted) if part) or "no GPU"
     if said.get("slot") != slot:
         problem = f"answered by slot {said.get('slot')}: two units read one queue; run site.yml"
     elif other != slot:
         problem = f"GPU {uuid} serves {other} too: /etc/semantik/gpu-N.env names it twice; run site.yml"
+    elif trouble:
+        problem = f"{shown}: it computes, but is in trouble: {trouble}"
     else:
         problem = ""
-    shown = ", ".join(part for part in (uuid, name, device) if part) or "no GPU"
-    return SlotAnswer(slot, not problem, problem or shown, seconds, device, uuid, name)
+    return SlotAnswer(
+        slot, not problem, problem or shown, seconds, device, uuid, name, trouble, ecc, clock_mhz
+    )

@@ -48,5 +48,17 @@ class DeviceFull(SemantikError):
     """The device has no memory for a single text now; the work is given back, no document is at fault."""
 
 
+class GpuLost(SemantikError):
+    """The GPU cannot be used any more: off its bus, taken out, or in need of a reset."""
+
+
+class GpuSilent(SemantikError):
+    """The driver answers with an error that says nothing of the GPU."""
+
+
+class GpuTaken(SemantikError):
+    """The GPU lets nobody compute now, or one process alone, which is another."""
+
+
 class JobFailed(SemantikError):
     """The job ended without embedding its documents; what `AsyncResult(job_id).get()` raises."""

@@ -64,6 +64,7 @@ def cap(max_gb: float) -> int:
     """Limit what torch takes of the GPU in this process to `max_gb` (2^30 bytes; 0: the whole card).
 
     Returns the limit in bytes. What the driver itself takes for a process, about half a GB, comes on top.
+    Raises SettingsError where the card has less.
     """
     import torch
 
@@ -72,13 +73,12 @@ def cap(max_gb: float) -> int:
         return total
     wanted = int(max_gb * 2**30)
     if wanted > total:
-        event(
-            log, "MODEL_MAX_MEMORY_GB is more than the card has: its whole memory is used",
-            level=logging.WARNING, wanted_gb=max_gb, card_gb=total / 2**30,
-        )  # fmt: skip
-    limit = min(wanted, total)
-    torch.cuda.set_per_process_memory_fraction(limit / total, 0)
-    return limit
+        raise SettingsError(
+            f"MODEL_MAX_MEMORY_GB={max_gb:g} is more than the card has, {total / 2**30:.1f} GB: lower it, or "
+            "set 0 for the whole card"
+        )
+    torch.cuda.set_per_process_memory_fraction(wanted / total, 0)
+    return wanted
 
 
 def room(limit: int) -> int:

@@ -12,11 +12,11 @@ import time
 
 #: Celery's --concurrency at most.
 CHILDREN = 64
-_PARENT_CELLS = 2
+_PARENT_CELLS = 3
 
 
 class Pulse:
-    """Two numbers of the parent and two of each child."""
+    """Three numbers of the parent and two of each child."""
 
     def __init__(self) -> None:
         self._cells = memoryview(mmap.mmap(-1, 8 * (_PARENT_CELLS + 2 * CHILDREN))).cast("d")
@@ -34,6 +34,15 @@ class Pulse:
     def drained(self) -> bool:
         """Whether the time to stop in is over."""
         return 0 < self._cells[0] <= time.monotonic()
+
+    def condemn(self) -> None:
+        """Parent: the GPU must not compute any more, shards are given back at once."""
+        self._cells[2] = 1
+
+    @property
+    def condemned(self) -> bool:
+        """Whether the GPU is condemned; it stays so for the life of the service."""
+        return self._cells[2] > 0
 
     def fail(self, status: int) -> None:
         """Child: the service cannot work, its parent is to exit with `status`."""

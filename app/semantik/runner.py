@@ -15,7 +15,7 @@ from pgvector import HalfVector
 from pgvector.psycopg import register_vector
 from psycopg import sql
 
-from semantik import jobs, notes, sources
+from semantik import health, jobs, notes, sources
 from semantik.database import WAKE, Connection, backoff, connect, passes, query
 from semantik.engine import Engine, Finished, Row, Source, Stopped
 from semantik.exceptions import DeviceFull, FenceLost, ParserUnavailable
@@ -35,6 +35,8 @@ log = logging.getLogger("semantik.runner")
 EX_SOFTWARE = 70
 #: Seconds that a slot without a parser, or without memory, waits before it takes a shard again.
 IDLE_PAUSE = 10.0
+#: Seconds that a look at the GPU takes at most, where the driver answers at all.
+_LOOK_SECONDS = 2.0
 
 
 def load_sources(connection: Connection, shard: int) -> list[Source]:
@@ -163,7 +165,14 @@ class Runner:
             else:
                 self.keeper.release()
                 release(connection, held.shard, held.fence)
-                event(log, "given back: the service stops", job=held.job, shard=held.shard)
+                if self.pulse.condemned:
+                    reason = self.slot.trouble.reason or None
+                    event(
+                        log, "given back: the GPU is condemned", level=logging.ERROR,
+                        job=held.job, shard=held.shard, reason=reason,
+                    )  # fmt: skip
+                else:
+                    event(log, "given back: the service stops", job=held.job, shard=held.shard)
             return
         except (ParserUnavailable, DeviceFull) as error:
             self._back(connection, lease, error)
@@ -180,6 +189,9 @@ class Runner:
         except Exception as error:
             if passes(error):
                 raise
+            if self._condemned():
+                self._back(connection, lease, error)  # no document is at fault
+                return
             event(
                 log, "shard failed", level=logging.ERROR, traceback=True,
                 job=held.job, shard=held.shard, error=error,
@@ -216,7 +228,7 @@ class Runner:
         def should_stop() -> bool:
             # The batch that runs next; what was merely opened counts when no batch ever ran.
             self._note(lease, engine.stats.inflight() or sorted(opened))
-            return lease.lost.is_set() or self.pulse.drained
+            return lease.lost.is_set() or self.pulse.drained or self.pulse.condemned
 
         with connection.cursor().copy("COPY shard_rows FROM STDIN (FORMAT BINARY)") as copy:
             copy.set_types(["int8", "int4", "text", "text", "int4", "halfvec"])
@@ -318,6 +330,16 @@ class Runner:
         if self.model.device.startswith("cuda"):
             # After an error on the device its context may answer every call with the same error.
             os._exit(EX_SOFTWARE)
+
+    def _condemned(self) -> bool:
+        """Return whether an error is the GPU's: the worker's parent may hear of it a look later than this."""
+        if not self.model.device.startswith("cuda") or health.read(self.settings) is None:
+            return self.pulse.condemned
+        deadline = time.monotonic() + self.settings.health_seconds + _LOOK_SECONDS
+        while not self.pulse.condemned and time.monotonic() < deadline:
+            self.child.advance()
+            time.sleep(0.1)
+        return self.pulse.condemned
 
     def _pause(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

@@ -42,6 +42,8 @@ class Settings:
     tick_seconds: float = 10.0  # SEMANTIK_TICK_SECONDS: the scheduler's longest sleep
     drain_seconds: float = 60.0  # SEMANTIK_DRAIN_SECONDS: after SIGTERM, before the shard is given back
     live_seconds: float = 30.0  # SEMANTIK_LIVE_SECONDS: a slot not seen for longer is not live
+    health_seconds: float = 5.0  # SEMANTIK_HEALTH_SECONDS: between two looks at the slot's GPU
+    rest_seconds: float = 60.0  # SEMANTIK_REST_SECONDS: a GPU that was too hot must have been well for
     shard_seconds: float = 45.0  # SEMANTIK_SHARD_SECONDS: of work per shard, by the slots' measured rate
     shard_documents: int = 500  # SEMANTIK_SHARD_DOCUMENTS: at most, per shard
     shards_per_slot: int = 2  # SEMANTIK_SHARDS_PER_SLOT: in Redis or running, per live slot

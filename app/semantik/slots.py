@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from semantik import health
 from semantik.database import Connection, query
 from semantik.pulse import Pulse
 from semantik.settings import Settings
@@ -32,12 +33,25 @@ class Slot:
     @property
     def state(self) -> str:
         """One of slots.state."""
+        return self._state(self.trouble)
+
+    @property
+    def trouble(self) -> health.Verdict:
+        """What the parent says of the slot's GPU."""
+        note = health.read(self.settings)
+        return health.Verdict() if note is None else health.Verdict(note.state, note.reason)
+
+    def _state(self, trouble: health.Verdict) -> str:
         if self.ended:
             return "stopped"
         if self.pulse.draining:
             return "draining"
+        if trouble.state == health.CONDEMNED:
+            return trouble.state  # a child that could not be started anew on such a GPU is never ready
         if not self.ready:
             return "starting"
+        if trouble.state != health.GOOD:
+            return trouble.state
         return "busy" if self.busy else "idle"
 
     def measured(self, source_bytes: int, tokens: int, seconds: float) -> None:
@@ -49,11 +63,13 @@ class Slot:
 
     def beat(self, connection: Connection) -> None:
         """Write the slot's row."""
+        trouble = self.trouble
         connection.execute(
             query("slots.beat"),
             {
                 "slot": self.settings.slot,
-                "state": self.state,
+                "state": self._state(trouble),
+                "trouble": trouble.reason or None,
                 "device": self.device or None,
                 "gpu_uuid": self.settings.cuda_visible_devices or None,
                 "model": self.model or None,

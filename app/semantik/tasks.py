@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from celery import Task
 from celery.exceptions import Ignore
 
+from semantik import health
 from semantik.celery_app import app
 from semantik.exceptions import SemantikError
 from semantik.worker import current
@@ -66,6 +67,7 @@ def test_task() -> dict[str, Any]:
     if child.model is None:
         raise SemantikError("this worker holds no model, so it has no device to test")
     device, settings = child.model.device, child.settings
+    note = health.read(settings)
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(256, 256, generator=generator) for _ in range(2))
     difference = float((left.to(device) @ right.to(device)).cpu().sub(left @ right).abs().max())
@@ -81,4 +83,8 @@ def test_task() -> dict[str, Any]:
         "model_revision": child.model.revision,
         "release": settings.release,
         "difference": difference,
+        # As the parent saw it last, a few seconds ago; None where it watches no GPU.
+        "trouble": note.reason if note else None,
+        "ecc_errors": note.ecc_errors if note else None,
+        "sm_mhz": note.sm_mhz if note else None,
     }

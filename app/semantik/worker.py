@@ -22,7 +22,7 @@ import psycopg
 from celery import Celery, bootsteps, signals
 from celery.worker.request import Request
 
-from semantik import notes
+from semantik import notes, watch
 from semantik.consumer import is_not_repeated
 from semantik.database import Connection, connect, passes, query, retry
 from semantik.exceptions import EX_CONFIG, DatabaseUnavailable, SemantikError, SettingsError
@@ -86,6 +86,8 @@ def install(app: Celery, settings: Settings) -> None:
     if settings.role == "worker" and not settings.slot:
         raise SettingsError("SEMANTIK_SLOT is not set: a worker's unit sets it to host:n")
     app.steps["consumer"].add(LoopWatch)
+    if settings.role == "worker":
+        watch.install(settings, _pulse)
     app.conf.update(worker_log_format=FORMAT, worker_task_log_format=FORMAT)
 
     def quiet(instance: Any, **_: Any) -> None:
@@ -121,7 +123,10 @@ def _turn() -> None:
 
 
 class LoopWatch(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Notes each second that the parent's loop turns, by a new timer after each loss of the broker."""
+    """Notes each second that the parent's loop turns, and which queues it takes from.
+
+    By new timers after each loss of the broker: those of before end with it.
+    """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -131,6 +136,7 @@ class LoopWatch(bootsteps.StartStopStep):  # type: ignore[misc]
         parent.back()
         _turn()
         parent.timer.call_repeatedly(1.0, _turn)
+        parent.timer.call_repeatedly(1.0, watch.turn, (parent, _pulse))
 
 
 def _feed(settings: Settings) -> None:
@@ -138,9 +144,10 @@ def _feed(settings: Settings) -> None:
     stall = stall_seconds(settings)
     complained = False
     while True:
-        reason = (
-            "a child hangs" if _pulse.stalled(stall) else "the parent's loop stands still" if _stuck() else ""
-        )
+        # With a condemned GPU a child may hang for ever: a restart would only forget why, and the shard's
+        # lease runs out by itself.
+        hangs = _pulse.stalled(stall) and not _pulse.condemned
+        reason = "a child hangs" if hangs else "the parent's loop stands still" if _stuck() else ""
         if not reason:
             notify("WATCHDOG=1")
         elif not complained:
@@ -241,6 +248,8 @@ def _start_child(settings: Settings, node: str) -> None:
     except Exception as error:
         known = isinstance(error, SemantikError)  # its sentence says all
         event(log, "cannot start", level=logging.CRITICAL, traceback=not known, reason=error)
+        if _pulse.condemned:
+            return  # the service stays and says why: ended, it would be started again as if told to go on
         notify(f"STATUS=cannot start: {' '.join(str(error).split())[:200]}")
         # Celery swallows what is raised here and would start child after child: end the parent instead.
         _pulse.fail(EX_CONFIG if isinstance(error, SettingsError) else 1)

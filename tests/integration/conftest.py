@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1] / "unit"))
 
 from bench import Bench
 from cluster import Cluster
+from nvml_driver import library  # noqa: F401 (a fixture)
 from services import Services, clear_left_over, tree
 
 from semantik.model import describe_model

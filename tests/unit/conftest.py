@@ -19,6 +19,7 @@ import torch._dynamo
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fake_gpu import gpu  # noqa: F401 (a fixture)
+from nvml_driver import driver, gpu_clock, gpu_pulse, gpu_settings, library, watched  # noqa: F401
 
 from semantik.model import Model, load_model
 from semantik.settings import Settings

@@ -74,6 +74,28 @@ def test_a_slot_that_is_not_in_service_or_unlike_the_others_is_bad(
     assert words in part.detail
 
 
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ("resting", "its GPU is resting: too hot; it takes shards again by itself"),
+        (
+            "condemned",
+            "its GPU is condemned: too hot; reset or replace it (docs/gpu-health.md), then on gpu1: ",
+        ),
+    ],
+)
+def test_a_slot_whose_gpu_is_in_trouble_says_why_and_what_to_do(state: str, words: str) -> None:
+    part = judge(slots(replace(GOOD, state=state, trouble="too hot")))["slot gpu1:0"]
+    assert (part.ok, part.trouble) == (False, "too hot")
+    assert part.detail.startswith(words)
+    gone = judge(slots(replace(GOOD, state=state, trouble="too hot", age=300.0)))["slot gpu1:0"]
+    assert (gone.ok, gone.trouble) == (False, ""), "there is nobody to ask"
+
+
+def test_trouble_that_an_older_worker_left_in_the_row_counts_no_more() -> None:
+    assert judge(slots(replace(GOOD, trouble="too hot")))["slot gpu1:0"].ok
+
+
 def test_a_slot_whose_worker_does_not_answer_celery_is_bad() -> None:
     part = judge(slots(GOOD), Pings(NAMES - {"worker0@gpu1"}))["slot gpu1:0"]
     assert not part.ok

@@ -227,7 +227,7 @@ def test_json_means_the_same_before_and_after_the_subcommand(arguments: list[str
     report = json.loads(result.stdout)
     assert report["ok"] is False
     assert report["parts"][0]["name"] == "redis"
-    assert set(report["parts"][0]) == {"name", "ok", "detail"}
+    assert set(report["parts"][0]) == {"name", "ok", "detail", "trouble"}
 
 
 def test_names_of_documents_cannot_write_to_the_terminal() -> None:

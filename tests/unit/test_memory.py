@@ -153,15 +153,15 @@ def test_what_counts_as_out_of_memory(error: RuntimeError, taken: bool) -> None:
     assert memory.ran_out(error) is taken
 
 
-def test_the_cap_is_a_fraction_of_the_card(gpu: FakeGpu, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_cap_is_a_fraction_of_the_card(gpu: FakeGpu) -> None:
     assert memory.cap(0.0) == 8 * GB
     assert gpu.fraction == 1.0
     assert memory.cap(2.0) == 2 * GB
     assert gpu.fraction == 0.25
-    assert not caplog.records
-    assert memory.cap(12.0) == 8 * GB
+    assert memory.cap(8.0) == 8 * GB
+    with pytest.raises(SettingsError, match=r"MODEL_MAX_MEMORY_GB=12 is more than the card has, 8.0 GB"):
+        memory.cap(12.0)
     assert gpu.fraction == 1.0
-    assert "MODEL_MAX_MEMORY_GB is more than the card has" in caplog.text
 
 
 def test_room_is_what_the_cap_and_the_others_leave(gpu: FakeGpu) -> None:

@@ -234,3 +234,20 @@ def test_a_lost_child_is_told_with_job_and_shard(
     monkeypatch.setattr(worker, "_CRASH_SECONDS", 0.1)
     worker.record_crash(5, "signal 9")
     assert "crash not recorded yet job=a-job shard=5" in caplog.text
+
+
+def test_a_child_that_cannot_start_on_a_condemned_gpu_ends_nothing(
+    settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    shared = Pulse()
+    monkeypatch.setattr(worker, "_pulse", shared)
+    monkeypatch.setattr(worker, "_child", None)
+    monkeypatch.setattr(worker, "_start_model", broken)
+    monkeypatch.setattr(worker.os, "kill", lambda *_: pytest.fail("the service would be started anew"))
+    shared.condemn()
+    worker._start_child(replace(settings, role="worker"), "worker0@gpu1")
+    assert "cannot start" in caplog.text
+    assert shared.failed == 0

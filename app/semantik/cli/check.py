@@ -66,7 +66,7 @@ def _ask(settings: Settings, parts: Sequence[Part], timeout: float) -> list[Slot
     broken = {
         part.name.removeprefix("slot "): part
         for part in parts
-        if part.name.startswith("slot ") and not part.ok
+        if part.name.startswith("slot ") and not part.ok and not part.trouble
     }
     answers = []
     waiting = [slot for slot in slots if slot not in broken]

@@ -10,7 +10,7 @@ SELECT name, host, extract(epoch FROM now() - last_seen)::float8 AS age FROM hea
 -- name: slots
 SELECT slot, state, coalesce(device, '') AS device, coalesce(gpu_uuid, '') AS gpu_uuid, coalesce(model, '') AS model,
        coalesce(model_revision, '') AS model_revision, coalesce(release, '') AS release,
-       extract(epoch FROM now() - last_seen)::float8 AS age
+       coalesce(trouble, '') AS trouble, extract(epoch FROM now() - last_seen)::float8 AS age
 FROM slots
 ORDER BY slot
 
