@@ -137,7 +137,7 @@ def _is_not_the_masked_url(record: logging.LogRecord) -> bool:
 
 def make_app(settings: Settings) -> Celery:
     """Return the application for these settings."""
-    application = Celery("semantik", set_as_current=True)
+    application = Celery("semantik", set_as_current=True, events="semantik.events:Events")
     application.conf.update(configuration(settings))
     if settings.broker_url.startswith("rediss://"):
         logging.getLogger("kombu.connection").addFilter(_is_not_the_masked_url)
