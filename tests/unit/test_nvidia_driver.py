@@ -124,12 +124,14 @@ def test_an_archive_is_named_once_with_what_lies_apart() -> None:
         "http://b/debian|trixie|contrib||Debian|/etc/apt/sources.list:1",
         "http://b/debian|trixie|non-free||Debian|/etc/apt/sources.list:1",
         "http://a/debian|trixie|non-free|/usr/share/keyrings/d.gpg|Debian|/own:1",
+        "http://d/debian|trixie|main|$(SIGNED_BY)|Debian|/etc/apt/sources.list:9",
         "http://c/tools|stable|main||Somebody|/etc/apt/y.sources:1",
     ]
     found = driver.sources(lines, ["contrib", "non-free"], "/own")
     assert [(one["uri"], one["suite"], one["signed_by"]) for one in found] == [
         ("http://a/debian", "trixie", "/usr/share/keyrings/d.gpg"),
         ("http://a/debian", "trixie-updates", "/usr/share/keyrings/d.gpg"),
+        ("http://d/debian", "trixie", ""),
     ]
 
 

@@ -210,6 +210,8 @@ def sources(targets: Iterable[str], components: Sequence[str], own: str) -> list
     for line in targets:
         uri, suite, component, signed_by, origin, entry = (line.split("|") + [""] * 6)[:6]
         if origin in ("Debian", "Ubuntu") and entry.rpartition(":")[0] != own:
+            # apt prints a field that is not set as it was asked for.
+            signed_by = "" if signed_by.startswith("$(") else signed_by
             has.setdefault((uri, suite, signed_by), set()).add(component)
     return [
         {"uri": uri, "suite": suite, "signed_by": signed_by}
