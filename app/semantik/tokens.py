@@ -135,6 +135,10 @@ class Tokens:
         start = self.span(token)[0]
         if start < self.span(token - 1)[1]:
             return False  # within a character
+        if start == 0:
+            return (
+                False  # behind the space that some tokenizers put before a text: there is nothing to cut off
+            )
         if self._text[start].isspace() or self._text[start - 1].isspace():
             return True
         window = self._window(token)

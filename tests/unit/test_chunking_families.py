@@ -7,7 +7,7 @@ from functools import cache
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizer_families import FAMILIES, MIXED, PASSAGES, Cased, train
 
@@ -97,6 +97,9 @@ def test_any_text(family: str) -> None:
 
     @settings(max_examples=60, deadline=None, derandomize=True)
     @given(st.lists(st.sampled_from(PIECES), max_size=120), st.integers(16, 64), st.integers(0, 6))
+    @example(
+        ["αξιοπρέπεια", "Alle", " "], 16, 0
+    )  # no place to cut but behind a space that is not in the text
     def check(pieces: list[str], limit: int, overlap: int) -> None:
         text = "".join(pieces)
         chunks, counts = cut(model, text, limit, min(overlap, (limit - 2) // 2))
