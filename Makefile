@@ -39,7 +39,7 @@ format: setup ## Format the Python code and apply the safe fixes
 
 .PHONY: test-unit
 test-unit: setup-tests ## Run the tests that need nothing but Python
-	@pytest tests/unit
+	@pytest --numprocesses auto --dist loadfile tests/unit
 
 .PHONY: test-integration
 test-integration: setup-tests ## Run the tests that start a Redis and a PostgreSQL of their own
@@ -50,8 +50,8 @@ hostile: setup-tests ## Embed documents that nobody means well with, and show wh
 	@PYTHONPATH=app:tests python -m hostile
 
 .PHONY: molecule
-molecule: setup-tests root ## Run molecule's scenarios, each in a lab of its own: made, tested, destroyed (SCENARIO=default chaos)
-	@for scenario in $(or $(SCENARIO),default chaos); do molecule test --scenario-name "$$scenario"; done
+molecule: setup-tests root ## Run molecule's scenarios, each in a lab of its own: made, tested, destroyed (SCENARIO=default chaos nvidia)
+	@for scenario in $(or $(SCENARIO),default chaos nvidia); do molecule test --scenario-name "$$scenario"; done
 
 .PHONY: test
 test: ## Everything: linters, unit, integration and molecule tests

@@ -202,8 +202,8 @@ def refuse(settings: Settings, reading: Reading, concurrency: int) -> None:
         )
     if reading.remap_failed:
         raise SettingsError(
-            f"a row of the memory of GPU {uuid} could not be remapped: it has to be replaced; take its slot "
-            "out of service until then (systemctl disable)"
+            f"a row of the memory of GPU {uuid} could not be remapped: it has to be replaced; until then "
+            "name it in worker_gpu_exclude and run site.yml"
         )
     if reading.compute_mode == COMPUTE_PROHIBITED:
         raise GpuTaken(f"GPU {uuid} is in compute mode PROHIBITED: nvidia-smi -i {uuid} -c DEFAULT")

@@ -15,6 +15,7 @@ _PROGRAMS = {
     "systemd-nspawn": "systemd-container",
     "mmdebstrap": "mmdebstrap",
     "squid": "squid-openssl",
+    "cc": "gcc libc6-dev",
     "ip": "iproute2",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",

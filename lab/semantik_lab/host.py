@@ -212,9 +212,7 @@ class Node:
         keys.make_key(root / _HOST_KEY, self.host.name)
         (root / DOCUMENTS.lstrip("/")).mkdir(parents=True, exist_ok=True)
         if self.host.gpus:
-            write(root / "etc/semantik-lab/gpus.json", gpus.fixture(self.paths.lab, self.host))
-            write(root / "etc/tmpfiles.d/semantik-lab-gpus.conf", gpus.device_nodes(self.host))
-            write(root / "usr/bin/nvidia-smi", gpus.STANDIN.read_text(encoding="utf-8"), 0o755)
+            gpus.install(root, self.paths.lab, self.host)
 
     def _nspawn(self) -> list[str]:
         return [

@@ -12,7 +12,8 @@ from testinfra.host import Host
 
 #: On a file system that a reboot empties.
 MARK = "/run/before-the-reboot"
-#: As a driver may after a boot: other device nodes, other places on the bus, another order of its list.
+#: As a driver may after a boot: other device nodes, other places on the bus, another order of its list; and
+#: as a card does, which forgets what it was set to.
 SHUFFLE = """
 import json, pathlib
 path = pathlib.Path("/etc/semantik-lab/gpus.json")
@@ -22,6 +23,9 @@ for field in ("minor", "pci_bus_id"):
     values = [gpu[field] for gpu in gpus]
     for gpu, value in zip(gpus, values[1:] + values[:1]):
         gpu[field] = value
+for gpu in gpus:
+    gpu["power_limit"] = gpu["max_power_limit"]
+    gpu["compute_mode"] = "Default"
 known["gpus"] = [{**gpu, "index": at} for at, gpu in enumerate(reversed(gpus))]
 path.write_text(json.dumps(known, indent=2))
 """
@@ -61,28 +65,42 @@ def fitted(host: Host) -> dict[str, int]:
     return {uuid: int(minor) for uuid, minor in found}
 
 
+def settings(host: Host) -> set[tuple[str, str]]:
+    """Return the power limits and compute modes of a host's GPUs."""
+    report = host.check_output("nvidia-smi -q -x")
+    found = re.findall(
+        r"<current_power_limit>(.*?)</.*?<compute_mode>(.*?)</compute_mode>", report, re.DOTALL
+    )
+    return set(found)
+
+
 def bound(host: Host) -> dict[str, str]:
     """Return slot -> UUID."""
     lines = host.check_output("grep -H ^CUDA_VISIBLE_DEVICES= /etc/semantik/gpu-*.env").splitlines()
     return dict(re.findall(r"gpu-(\d+)\.env:CUDA_VISIBLE_DEVICES=(\S+)", "\n".join(lines)))
 
 
-@pytest.mark.unit("semantik-gpu@*.service", "semantik-worker@*.service")
-def test_three_boots_that_number_the_gpus_anew_leave_each_slot_its_own(cluster: Cluster) -> None:
+@pytest.mark.unit("semantik-gpu@*.service", "semantik-gpu-settings.service", "semantik-worker@*.service")
+def test_three_boots_that_number_the_gpus_anew_leave_each_slot_its_own_and_as_it_was_set(
+    cluster: Cluster,
+) -> None:
     name = cluster.names("workers")[-1]
     host = cluster.host(name)
     slots = bound(host)
     assert len(set(slots.values())) == len(slots) >= 2
-    before = fitted(host)
+    before, declared = fitted(host), settings(host)
+    assert declared == {("60.00 W", "Exclusive_Process")}, "the inventory's settings are not the GPUs'"
     host.check_output("cp /etc/semantik-lab/gpus.json /etc/semantik-lab/gpus.json.before")
     try:
         for _ in range(3):
             host.check_output("python3 -c %s", SHUFFLE)
             now = fitted(host)
             assert now != before and set(now) == set(before)
+            assert settings(host) == {("72.00 W", "Default")}
             before = now
             reboot(host, name)
             assert bound(host) == slots
+            assert settings(host) == declared
             for slot, uuid in slots.items():
                 group = host.check_output(
                     "systemctl show --property ControlGroup --value semantik-worker@%s", slot

@@ -112,7 +112,10 @@ def test_a_card_that_needs_a_reset_is_cut_after_it(driver: Driver) -> None:
     driver.fit({**A100, "mig_needs_reset": True})
     answer = gpu_settings.apply({"mig": "on", "mig_profiles": ["7g.40gb"]}, check=False)
     assert answer["done"] == ["nvidia-smi -i 00000000:01:00.0 -mig 1"]
-    assert answer["pending"] == ["GPU 00000000:01:00.0: MIG is Disabled, and Enabled from the next boot on"]
+    assert answer["pending"] == [
+        "GPU 00000000:01:00.0: MIG is Disabled, and Enabled from the next boot on; run site.yml after it, "
+        "since its slots will be others"
+    ]
 
 
 @pytest.mark.parametrize(

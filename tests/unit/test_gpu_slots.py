@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -179,6 +180,9 @@ def test_a_gpu_that_fell_off_is_named_by_the_bus(host: Host) -> None:
         "asks for 2 GPUs and the driver shows 1. On the PCI bus, but not shown by the driver: 0000:af:00.0"
         in (host.problem(2))
     )
+    assert [line.partition(" (")[0] for line in ill(host.report())] == [
+        "GPU 0000:af:00.0: on the PCI bus, but not shown by the driver"
+    ]
 
 
 def test_models_that_the_inventory_promises_must_be_there(host: Host) -> None:
@@ -239,15 +243,48 @@ def test_numa_node_and_cpus_come_from_the_kernel(host: Host, tmp_path: Path) -> 
     assert (seen["numa_node"], seen["cpus"]) == (1, "8-15,24-31")
 
 
-@pytest.mark.parametrize("path", ["minor_number", "uuid"])
-def test_a_report_that_lacks_what_is_needed_is_the_drivers_fault(host: Host, path: str) -> None:
-    host.fit(FIRST)
+@pytest.mark.parametrize(
+    ("path", "text"), [("minor_number", "N/A"), ("uuid", ""), ("minor_number", "Unknown Error")]
+)
+def test_a_card_that_lacks_what_is_needed_is_left_out_and_the_others_are_not(
+    host: Host, path: str, text: str
+) -> None:
+    host.fit(FIRST, SECOND)
     xml = semantik_gpus.nvidia_smi("-q", "-x")
-    broken = xml.replace(f"<{path}>", f"<x{path}>").replace(f"</{path}>", f"</x{path}>")
-    with pytest.raises(semantik_gpus.DriverError, match=f"reports no {path}"):
-        semantik_gpus.parse(broken, "")
+    broken = re.sub(f"<{path}>.*?</{path}>", f"<{path}>{text}</{path}>", xml, count=1)
+    seen = semantik_gpus.parse(broken, "", pci=host.pci)
+    assert [gpu["uuid"] for gpu in seen["gpus"]] == ["GPU-b"]
+    assert path in seen["error"] and "3b:00.0" in seen["error"]
     with pytest.raises(semantik_gpus.DriverError, match="no element found"):
         semantik_gpus.parse("", "")
+
+
+def test_one_card_that_makes_nvidia_smi_fail_takes_no_links_from_the_others(
+    host: Host, tmp_path: Path
+) -> None:
+    host.bind(s0="GPU-a", s1="GPU-b")
+    host.fit(FIRST, SECOND)
+    # As after "Unable to determine the device handle for GPU0000:AF:00.0".
+    (host.place / "gpus.json").unlink()
+    for bus_id, uuid, minor in (("0000:3b:00.0", "GPU-a", 4), ("0000:af:00.0", "GPU-??", 5)):
+        path = tmp_path / "information" / bus_id / "information"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"Model: \t\t NVIDIA L4\nGPU UUID: \t {uuid}\nDevice Minor: \t {minor}\n")
+    seen = host.report()
+    assert seen["error"] and not seen["gpus"]
+    known = tmp_path / "information"
+    assert semantik_gpus.targets("0", seen, known) == {"gpu": "nvidia4"}
+    with pytest.raises(semantik_gpus.DriverError, match="GPU GPU-b is not there"):
+        semantik_gpus.targets("1", seen, known)
+
+
+def test_an_excluded_gpu_has_no_slot_and_the_others_keep_theirs(host: Host) -> None:
+    host.fit(*EIGHT)
+    host.bind(**{f"s{at}": one["uuid"] for at, one in enumerate(EIGHT)})
+    left = [(at, one["uuid"]) for at, one in enumerate(EIGHT) if at != 3]
+    assert host.slots("auto", "auto", {}, [EIGHT[3]["uuid"]]) == left
+    assert "write whole GPUs by UUID" in host.problem("auto", "auto", {}, ["3"])
+    assert "names every GPU" in host.problem("auto", "auto", {}, [one["uuid"] for one in EIGHT])
 
 
 def test_links_lead_to_the_gpus_node_whatever_its_number_is_now(host: Host) -> None:

@@ -22,7 +22,7 @@ def ask(tmp_path: Path):
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, str(gpus.STANDIN), *arguments],
+            [sys.executable, str(gpus.STANDINS / "nvidia-smi"), *arguments],
             capture_output=True,
             text=True,
             check=False,
@@ -114,7 +114,7 @@ def test_what_it_does_not_know_is_refused(ask, arguments: list[str], status: int
 
 def test_without_its_file_it_fails_as_without_a_driver(tmp_path: Path):
     env = {**os.environ, "SEMANTIK_LAB_GPUS": str(tmp_path / "gone.json")}
-    command = [sys.executable, str(gpus.STANDIN), "-L"]
+    command = [sys.executable, str(gpus.STANDINS / "nvidia-smi"), "-L"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 9
     assert "couldn't communicate with the NVIDIA driver" in done.stdout

@@ -10,7 +10,8 @@ from testinfra.host import Host
 from testinfra.utils.ansible_runner import AnsibleRunner
 
 RUNNER = AnsibleRunner(os.environ["MOLECULE_INVENTORY_FILE"])
-HOSTS = RUNNER.get_hosts("workers")
+#: With the distribution's driver, and with NVIDIA's own of a repository like NVIDIA's.
+HOSTS, SWITCHED = ["driver12", "driver13"], "switched"
 #: What Debian ships, of each release; with another point release the tests go by what is installed.
 BRANCH = {"driver12": "535", "driver13": "550"}
 MODULE = "nvidia-kernel-dkms"
@@ -78,6 +79,50 @@ def test_a_host_without_a_card_has_a_driver_that_says_so(host: Host) -> None:
     asked = host.run("nvidia-smi")
     assert asked.rc != 0
     assert "couldn't communicate with the NVIDIA driver" in asked.stdout + asked.stderr
+
+
+def test_switches_bring_a_fabric_manager_of_the_drivers_very_version_and_their_absence_none(
+    host: Host,
+) -> None:
+    assert not host.package("nvidia-fabricmanager").is_installed
+    switched = RUNNER.get_host(SWITCHED)
+    exact = [
+        *("nvidia-kernel-open-dkms", "nvidia-driver-cuda", "libcuda1", "libnvidia-ml1", "libnvidia-cfg1"),
+        *("nvidia-kernel-support", "firmware-nvidia-gsp", "nvidia-persistenced", "nvidia-fabricmanager"),
+    ]
+    # The repository has 580.105.08 too.
+    assert {package: version(switched, package) for package in exact} == dict.fromkeys(exact, "580.95.05")
+    for unit in ("nvidia-fabricmanager", "nvidia-persistenced", "nvidia-dcgm"):
+        assert switched.check_output("systemctl is-enabled %s.service", unit) == "enabled"
+
+
+def test_nvidias_own_packages_are_built_held_and_left_alone_too() -> None:
+    host = RUNNER.get_host(SWITCHED)
+    module = host.check_output("find /lib/modules/%s -name 'nvidia.ko*'", kernel(host))
+    assert host.check_output("modinfo -F version %s", module) == "580.95.05"
+    held = host.check_output("apt-mark showhold").split()
+    assert {"nvidia-kernel-open-dkms", "libcuda1", "nvidia-fabricmanager"} <= set(held)
+    assert "580.105.08" in host.check_output("apt-cache madison libcuda1")
+    host.check_output("apt-mark unhold libcuda1")
+    try:
+        simulated = host.check_output("apt-get --simulate dist-upgrade")
+    finally:
+        host.check_output("apt-mark hold libcuda1")
+    assert "libcuda1" not in simulated, "the pin alone does not keep the version"
+
+
+def test_a_key_that_nobody_knows_is_refused_before_apt_reads_it() -> None:
+    host = RUNNER.get_host(SWITCHED)
+    said = host.file("/root/key-refused.txt").content_string
+    assert re.search(r"key\.asc has the fingerprint\(s\) [0-9A-F]{40}", said)
+    assert "the file is not the key that it should be" in said
+    assert "nvidia-driver" not in host.file("/root/key-files.txt").content_string
+
+
+def test_secure_boot_is_asked_for_before_anything_is_installed() -> None:
+    said = RUNNER.get_host(SWITCHED).file("/root/secure-boot.txt").content_string
+    assert "Secure Boot is on at switched" in said and "mokutil --import /var/lib/dkms/mok.pub" in said
+    assert not {"dkms", "libcuda1", "nvidia-kernel-open-dkms"} & set(said.splitlines())
 
 
 def test_a_build_that_fails_is_explained_and_undone() -> None:

@@ -133,12 +133,14 @@ class Gpu:
     def pending(self) -> list[str]:
         """Say what waits for a reboot."""
         found = []
-        for name, path in (("ECC", "ecc_mode/{}_ecc"), ("MIG", "mig_mode/{}_mig")):
+        for name, path, more in (
+            ("ECC", "ecc_mode/{}_ecc", ""),
+            ("MIG", "mig_mode/{}_mig", "; run site.yml after it, since its slots will be others"),
+        ):
             now, then = self.text(path.format("current")), self.text(path.format("pending"))
             if now != then:
-                found.append(
-                    f"GPU {self.bus_id}: {name} is {now or 'N/A'}, and {then or 'N/A'} from the next boot on"
-                )
+                change = f"{name} is {now or 'N/A'}, and {then or 'N/A'} from the next boot on"
+                found.append(f"GPU {self.bus_id}: {change}{more}")
         return found
 
 

@@ -27,6 +27,8 @@ PATIENCE = 60
 PCI = Path("/sys/bus/pci/devices")
 NODES = Path("/sys/devices/system/node")
 CAPABILITIES = Path("/proc/driver/nvidia/capabilities")
+#: What the kernel module itself says of each card, also where nvidia-smi gives up because of one of them.
+INFORMATION = Path("/proc/driver/nvidia/gpus")
 CONFIG = Path("/etc/semantik")
 DEV = Path("/dev")
 NVIDIA = "0x10de"
@@ -125,6 +127,15 @@ def required(element: ElementTree.Element, path: str, of: str) -> str:
     return value
 
 
+def number(element: ElementTree.Element, path: str, of: str) -> int:
+    """Return the number that an element begins with. Raises DriverError where there is none."""
+    text = required(element, path, of)
+    match = re.match(r"\d+", text)
+    if not match:
+        raise DriverError(f"nvidia-smi -q -x reports {text!r} as {path} of GPU {of}: is its driver whole?")
+    return int(match[0])
+
+
 def mib(text: str) -> int:
     """Return the number in "23034 MiB"."""
     match = re.match(r"\d+", text)
@@ -208,10 +219,16 @@ def parse(
     except ElementTree.ParseError as error:
         raise DriverError(f"nvidia-smi -q -x: {error}: {' '.join(xml.split())[:300]}") from error
     mig = listed_mig(listing)
-    gpus = []
+    gpus, broken = [], []
     for gpu in log.iter("gpu"):
         bus_id = (gpu.get("id") or "").lower()
-        uuid, minor = required(gpu, "uuid", bus_id), int(required(gpu, "minor_number", bus_id))
+        try:
+            uuid, minor = required(gpu, "uuid", bus_id), number(gpu, "minor_number", bus_id)
+            name = required(gpu, "product_name", bus_id)
+            memory = number(gpu, "fb_memory_usage/total", bus_id)
+        except DriverError as error:
+            broken.append(str(error))  # the others can be worked with
+            continue
         node = numa_node(bus_id, pci)
         cut = (gpu.findtext("mig_mode/current_mig") or "").strip() == "Enabled"
         gpus.append(
@@ -219,9 +236,9 @@ def parse(
                 "uuid": uuid,
                 "minor": minor,
                 "bus_id": bus_id,
-                "name": required(gpu, "product_name", bus_id),
+                "name": name,
                 "capability": (computing or {}).get(bus_id, ""),
-                "memory_mib": mib(required(gpu, "fb_memory_usage/total", bus_id)),
+                "memory_mib": memory,
                 "numa_node": node,
                 "cpus": cpus_of(node, nodes),
                 "mig_enabled": cut,
@@ -233,7 +250,20 @@ def parse(
         "driver_version": (log.findtext("driver_version") or "").strip(),
         "cuda_version": (log.findtext("cuda_version") or "").strip(),
         "gpus": sorted(gpus, key=lambda gpu: bus_key(gpu["bus_id"])),
+        "error": "; ".join(broken),
     }
+
+
+def known_to_the_module(information: Path) -> dict[str, int]:
+    """Return UUID -> device minor of each card that the kernel module drives."""
+    found = {}
+    for path in sorted(information.glob("*/information")):
+        try:
+            fields = dict(line.partition(":")[::2] for line in path.read_text(encoding="utf-8").splitlines())
+            found[fields["GPU UUID"].strip()] = int(fields["Device Minor"])
+        except (OSError, KeyError, ValueError):  # a card that is going, or not started yet
+            continue
+    return found
 
 
 def bound_slots(config: Path) -> dict[str, str]:
@@ -268,7 +298,7 @@ def report(pci: Path = PCI, config: Path = CONFIG, cards: Path = CARDS) -> dict[
     }
 
 
-def targets(slot: str, seen: dict[str, Any]) -> dict[str, str]:
+def targets(slot: str, seen: dict[str, Any], information: Path = INFORMATION) -> dict[str, str]:
     """Return link name -> device node of a slot; nothing for one without a GPU. Raises DriverError."""
     uuid = seen["slots"].get(slot)
     if uuid is None:
@@ -285,6 +315,10 @@ def targets(slot: str, seen: dict[str, Any]) -> dict[str, str]:
                     name: f"nvidia-caps/nvidia-cap{part[name]}" for name in ("gi", "ci") if part[name] >= 0
                 }
                 return node | caps
+    # nvidia-smi may end with an error for the whole host because of one card.
+    minor = known_to_the_module(information).get(uuid) if seen["error"] else None
+    if minor is not None:
+        return {"gpu": f"nvidia{minor}"}
     shown = ", ".join(gpu["uuid"] for gpu in seen["gpus"]) or "none"
     lost = f"; on the bus without a driver: {', '.join(seen['lost'])}" if seen["lost"] else ""
     reason = f" ({seen['error']})" if seen["error"] else ""

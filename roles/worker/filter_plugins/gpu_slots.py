@@ -12,10 +12,15 @@ NO_GPU = {"uuid": "", "minor": -1, "bus_id": "", "name": "CPU", "memory_mib": 0,
 _KEPT = ("minor", "bus_id", "name", "memory_mib", "numa_node")
 
 
-def parts(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what can be a slot, in the order of the bus: whole GPUs, and MIG devices of those cut up."""
+def parts(report: Mapping[str, Any], without: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Return what can be a slot, in the order of the bus: whole GPUs, and MIG devices of those cut up.
+
+    `without`: UUIDs of GPUs that are to have no slot.
+    """
     found = []
     for gpu in report["gpus"]:
+        if gpu["uuid"] in without:
+            continue
         base = {name: gpu[name] for name in _KEPT}
         if not gpu["mig_enabled"]:
             found.append({**base, "uuid": gpu["uuid"]})
@@ -85,28 +90,41 @@ def gpu_slots(
     slots: Any = "auto",
     device: str = "auto",
     models: Mapping[str, int] | None = None,
+    without: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return `slots` of a host and the `problems` that forbid to make them.
 
-    `report` is what semantik_gpus.py prints. Each slot has its number and its GPU's uuid, minor, bus_id,
-    name, memory_mib and numa_node; without a GPU the uuid is empty and the numbers are -1.
+    `without` has the UUIDs of GPUs that are to have none. `report` is what semantik_gpus.py prints. Each slot
+    has its number and its GPU's uuid, minor, bus_id, name, memory_mib and numa_node; without a GPU the uuid
+    is empty and the numbers are -1.
     """
     slots = str(slots)
     if slots != "auto" and (not slots.isdigit() or int(slots) == 0):
         return {"slots": [], "problems": [f"worker_slots is {slots!r}: use auto, or a number above 0"]}
     problems = missing(report, models or {})
-    found = parts(report)
+    found = parts(report, without)
+    problems += [
+        f"worker_gpu_exclude names {uuid!r}: write whole GPUs by UUID, as nvidia-smi -L does (GPU-...)"
+        for uuid in without
+        if not str(uuid).startswith("GPU-")
+    ]
     if not report["gpus"]:
         answer = without_gpu(slots, device, report)
         return {"slots": answer["slots"], "problems": [*problems, *answer["problems"]]}
-    empty = [gpu["bus_id"] for gpu in report["gpus"] if gpu["mig_enabled"] and not gpu["mig"]]
+    empty = [
+        gpu["bus_id"]
+        for gpu in report["gpus"]
+        if gpu["mig_enabled"] and not gpu["mig"] and gpu["uuid"] not in without
+    ]
     problems += [
         f"GPU {bus_id} is in MIG mode and has no MIG device: make some (nvidia-smi mig -cgi), "
         f"or leave the mode (nvidia-smi -i {bus_id} -mig 0)"
         for bus_id in empty
     ]
     count = len(found) if slots == "auto" else int(slots)
-    if count > len(found):
+    if not found and not empty:
+        problems.append("worker_gpu_exclude names every GPU: take the host out of the group workers instead")
+    elif count > len(found):
         problems.append(
             f"worker_slots asks for {count} GPUs and the driver shows {len(found)}{lost(report)}: "
             "one fell off the bus, or the inventory is wrong"
@@ -115,8 +133,16 @@ def gpu_slots(
 
 
 def ill(report: Mapping[str, Any]) -> list[str]:
-    """Return one line for each GPU with which something is wrong by the driver's own account."""
-    return [f"GPU {gpu['bus_id']}: {'; '.join(gpu['troubles'])}" for gpu in report["gpus"] if gpu["troubles"]]
+    """Return one line for each GPU with which something is wrong, or that the driver does not show."""
+    found = [
+        f"GPU {gpu['bus_id']}: {'; '.join(gpu['troubles'])}" for gpu in report["gpus"] if gpu["troubles"]
+    ]
+    if report["gpus"] and report["error"]:
+        found.append(report["error"])
+    return found + [
+        f"GPU {bus_id}: on the PCI bus, but not shown by the driver (dmesg | grep -i -e nvrm -e xid)"
+        for bus_id in (report["lost"] if report["gpus"] else ())
+    ]
 
 
 def slot_names(slots: Iterable[Mapping[str, Any]], host: str) -> list[str]:
