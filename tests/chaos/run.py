@@ -10,7 +10,7 @@ from typing import Any
 
 from chaos import journal, log, services
 from chaos.accounts import Findings, Job, account
-from chaos.cluster import DOCUMENTS, Cluster, wait
+from chaos.cluster import DOCUMENTS, PREFIX, Cluster, wait
 from chaos.documents import Documents
 from chaos.faults import strike
 from chaos.kinds import ChaosError
@@ -19,10 +19,13 @@ from chaos.log import EventLog
 from chaos.reference import Reference, collection_rows
 from chaos.repeats import Happened
 from chaos.schedule import Fault, Schedule
-from chaos.verdict import Verdict, judge
+from chaos.verdict import Verdict, judge, left_in_redis
 
 #: Seconds until the load is at work, and for what is left of it once no fault comes any more.
 _BEGIN, _REST = 180.0, 900.0
+#: Seconds until nothing of the run may be in Redis any more: what a dead worker had taken goes with the
+#: second of the scheduler's sweeps after its shard was done by another.
+_SWEPT = 30.0
 #: Times the allowed recovery that the run waits before the next fault comes all the same.
 _PATIENCE = 2.0
 
@@ -66,7 +69,9 @@ class Run:
             load.end()
         trouble = [] if ended else [f"jobs had not ended {_REST:.0f} s after the last fault"]
         wait(self._reported, 60, 1.0)
-        self.keys = (self.keys[0], self._keys())
+        over = time.time()
+        clean = wait(self._swept, _SWEPT, 1.0)
+        self.log.write("swept", clean=clean, waited=round(time.time() - over, 1), held=self._held())
         verdict = self._judge(begun)
         verdict.trouble += trouble
         return verdict
@@ -151,6 +156,16 @@ class Run:
     def _keys(self) -> list[str]:
         with self.cluster.redis() as client:
             return sorted(str(key) for key in client.scan_iter(count=1000))
+
+    def _swept(self) -> bool:
+        self.keys = (self.keys[0], self._keys())
+        return not left_in_redis(*self.keys)
+
+    def _held(self) -> list[str]:
+        """Return the messages that Redis still takes for a worker's, for those who have to find out whose."""
+        with self.cluster.redis() as client:
+            entries: Any = client.hvals(f"{PREFIX}unacked")
+        return [str(entry)[:2000] for entry in entries]
 
     def _judge(self, begun: float) -> Verdict:
         lines = journal.read(self.cluster, begun - 5)
