@@ -135,6 +135,18 @@ def test_an_archive_is_named_once_with_what_lies_apart() -> None:
     ]
 
 
+def test_the_fingerprint_of_a_key_is_not_that_of_its_subkey() -> None:
+    primary, sub = "A62056FBC36BCF3F50785960E41AE4D84616BAE7", "1" * 40
+    listing = (
+        "tru::1:1:0:3:1:5\n"
+        f"pub:-:3072:1:E41AE4D84616BAE7:1795706141:::-:::scSC::::::23::0:\nfpr:::::::::{primary}:\n"
+        "uid:-::::1795706141::15072F::Somebody::::::::::0:\n"
+        f"sub:-:3072:1:1111:1795706141::::::e::::::23:\nfpr:::::::::{sub}:\n"
+    )
+    assert driver.fingerprints(listing) == [primary]
+    assert driver.fingerprints("") == []
+
+
 def test_versions_are_read_as_apt_writes_them() -> None:
     madison = (
         " nvidia-kernel-dkms | 550.163.01-2 | http://a/debian trixie/non-free amd64 Packages\n"

@@ -220,6 +220,19 @@ def sources(targets: Iterable[str], components: Sequence[str], own: str) -> list
     ]
 
 
+def fingerprints(listing: str) -> list[str]:
+    """Return the fingerprints of the primary keys in `gpg --show-keys --with-colons`, not those of subkeys."""
+    found = []
+    kind = ""
+    for line in listing.splitlines():
+        fields = line.split(":")
+        if fields[0] in ("pub", "sub"):
+            kind = fields[0]
+        elif fields[0] == "fpr" and kind == "pub":
+            found.append(fields[9])
+    return found
+
+
 def offered(madison: str) -> list[str]:
     """Return the versions of a package that apt can get, newest first, from `apt-cache madison`."""
     rows = [line.split("|") for line in madison.splitlines()]
@@ -277,6 +290,7 @@ class FilterModule:
             "nvidia_fabric": fabric,
             "nvidia_dcgm": dcgm,
             "nvidia_sources": sources,
+            "nvidia_fingerprints": fingerprints,
             "nvidia_offered": offered,
             "nvidia_upstream": upstream,
             "nvidia_kernels": kernels,
