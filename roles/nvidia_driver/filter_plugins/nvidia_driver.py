@@ -221,7 +221,7 @@ def sources(targets: Iterable[str], components: Sequence[str], own: str) -> list
 
 
 def fingerprints(listing: str) -> list[str]:
-    """Return the fingerprints of the primary keys in `gpg --show-keys --with-colons`, not those of subkeys."""
+    """Return the primary keys' fingerprints in `gpg --show-keys --with-colons`, not their subkeys'."""
     found = []
     kind = ""
     for line in listing.splitlines():
