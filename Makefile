@@ -12,6 +12,8 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 # Ansible refuses to start where the locale is not UTF-8, as on a minimal container or a fresh host.
 export LC_ALL := C.UTF-8
 export PYTHONUNBUFFERED := 1
+# Memory in huge pages where the kernel has them for the asking: half the time to import torch where page faults are dear.
+export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 # Molecule would wrap the output of what it runs into a box of 80 columns.
 export MOLECULE_COMMAND_BORDERS := false
 
@@ -43,7 +45,7 @@ test-unit: setup-tests ## Run the tests that need nothing but Python
 
 .PHONY: test-integration
 test-integration: setup-tests ## Run the tests that start a Redis and a PostgreSQL of their own
-	@pytest tests/integration
+	@pytest --numprocesses auto --maxprocesses 4 --dist loadfile tests/integration
 
 .PHONY: hostile
 hostile: setup-tests ## Embed documents that nobody means well with, and show what becomes of each

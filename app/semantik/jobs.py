@@ -29,6 +29,7 @@ __all__ = [
     "Failure",
     "Job",
     "Progress",
+    "came_back",
     "cancel",
     "failures",
     "get",
@@ -167,6 +168,11 @@ def failures(connection: Connection, job_id: UUID | str) -> list[Failure]:
     """Return the job's failed documents in the order of their names."""
     with connection.cursor(row_factory=class_row(Failure)) as cursor:
         return cursor.execute(query("jobs.failures"), {"job": str(job_id)}).fetchall()
+
+
+def came_back(connection: Connection, job_id: UUID | str) -> list[str]:
+    """Return for each open shard that a slot gave up why it last did: it crashed, or could not do it."""
+    return [reason for (reason,) in connection.execute(query("jobs.came_back"), {"job": str(job_id)})]
 
 
 def waits(connection: Connection, job_id: UUID | str) -> tuple[float, dict[str, float]]:

@@ -164,9 +164,9 @@ class Runner:
                 )
             else:
                 self.keeper.release()
-                release(connection, held.shard, held.fence)
+                reason = (self.slot.trouble.reason or None) if self.pulse.condemned else None
+                release(connection, held.shard, held.fence, reason)
                 if self.pulse.condemned:
-                    reason = self.slot.trouble.reason or None
                     event(
                         log, "given back: the GPU is condemned", level=logging.ERROR,
                         job=held.job, shard=held.shard, reason=reason,
@@ -312,7 +312,7 @@ class Runner:
         held = lease.claim
         self.keeper.release()
         connection.rollback()
-        release(connection, held.shard, held.fence)
+        release(connection, held.shard, held.fence, str(error))
         event(log, "given back", level=logging.ERROR, job=held.job, shard=held.shard, reason=error)
         self._pause(IDLE_PAUSE)
 

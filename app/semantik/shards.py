@@ -89,9 +89,10 @@ def claim(
     return None if row is None else Claim(*row)
 
 
-def release(connection: Connection, shard: int, fence: int) -> bool:
-    """Give the shard back untouched, for any slot to take. Commits."""
-    given = connection.execute(query("shards.give_back"), {"shard": shard, "fence": fence}).rowcount
+def release(connection: Connection, shard: int, fence: int, reason: str | None = None) -> bool:
+    """Give the shard back untouched, for any slot to take; its row keeps the reason. Commits."""
+    values = {"shard": shard, "fence": fence, "reason": reason}
+    given = connection.execute(query("shards.give_back"), values).rowcount
     connection.execute("SELECT pg_notify(%s, '')", (WAKE,))
     connection.commit()
     return given == 1

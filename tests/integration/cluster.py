@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from services import Services, wait_for
+from services import PATIENCE, Services, wait_for
 
 from semantik import jobs, settings
 from semantik.database import connect
@@ -87,6 +87,7 @@ class Cluster:
             "HOME": str(self.directory),
             "PYTHONPATH": os.pathsep.join((str(APP), str(Path(__file__).parent))),
             "PYTHONUNBUFFERED": "1",
+            "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
             "CREDENTIALS_DIRECTORY": "/nonexistent",
             "CELERY_BROKER_URL": self.services.redis_url,
             "CELERY_RESULT_BACKEND": self.services.redis_url,
@@ -168,7 +169,7 @@ class Cluster:
                 os.killpg(process.pid, sig)
             else:
                 process.send_signal(sig)
-        return process.wait(seconds)
+        return process.wait(seconds * PATIENCE)
 
     def child(self, name: str) -> int:
         """Return the process id of a worker's pool child."""
@@ -212,10 +213,10 @@ class Cluster:
 
     def finish(self, job: Job, seconds: float = 60.0) -> Job:
         """Wait for the job's end and check what must hold of every job that ended."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + PATIENCE * seconds
         while (now := self.get(job)).state not in ENDED:
             assert time.monotonic() < deadline, (
-                f"job {job.id} is {now} after {seconds} s; logs in {self.directory}"
+                f"job {job.id} is {now} after {PATIENCE * seconds:.0f} s; logs in {self.directory}"
             )
             time.sleep(0.2)
         self.check_collection(now.collection)

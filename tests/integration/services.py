@@ -30,6 +30,8 @@ CACHE = Path("/var/cache/semantik-lab")
 SUITE = "trixie"
 PACKAGES = ("postgresql-17", "postgresql-17-pgvector", "redis-server")
 BIN = "/usr/lib/postgresql/17/bin"
+#: By this what tests wait at most is longer: it ends a wait for what never comes, and asks for no speed.
+PATIENCE = 4
 ROLES = ("planner", "scheduler", "worker", "operator")
 T = TypeVar("T")
 
@@ -63,13 +65,13 @@ def free_port() -> int:
 
 
 def wait_for(condition: Callable[[], T], *, seconds: float = 30.0, what: str = "") -> T:
-    """Return the first true answer of `condition`. Raises AssertionError after `seconds`."""
-    deadline = time.monotonic() + seconds
+    """Return the first true answer of `condition`. Raises AssertionError after PATIENCE times `seconds`."""
+    deadline = time.monotonic() + PATIENCE * seconds
     while True:
         answer = condition()
         if answer:
             return answer
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what or condition}"
+        assert time.monotonic() < deadline, f"waited {PATIENCE * seconds:.0f} s for {what or condition}"
         time.sleep(0.1)
 
 
@@ -149,7 +151,7 @@ class Services:
     def stop(self, name: str, sig: int = signal.SIGTERM) -> None:
         process = self._processes.pop(name)
         process.send_signal(sig)
-        process.wait(30)
+        process.wait(30 * PATIENCE)
 
     def signal(self, name: str, sig: int) -> None:
         """Send a signal that does not end the service."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cluster import Cluster
 from documents import write
-from services import wait_for
+from services import PATIENCE, wait_for
 
 from semantik.check import redis_part
 from semantik.consumer import LONGEST_PAUSE, REFUSED_PAUSE
@@ -169,7 +169,7 @@ def test_a_message_that_redis_does_not_hear_the_answer_to_is_let_go(
             queue.put(number)
         channel = queue.channel
         channel.basic_qos(0, 1, False)  # as a worker has it: one message in hand
-        message = queue.get(timeout=5)
+        message = queue.get(timeout=5 * PATIENCE)
         assert not channel.qos.can_consume()
         services.signal("redis", signal.SIGSTOP)
         try:
@@ -178,7 +178,7 @@ def test_a_message_that_redis_does_not_hear_the_answer_to_is_let_go(
         finally:
             services.signal("redis", signal.SIGCONT)
         assert channel.qos.can_consume(), "the next may come"
-        assert queue.get(timeout=5).payload == 2
+        assert queue.get(timeout=5 * PATIENCE).payload == 2
 
 
 def test_redis_flushed_while_workers_wait_in_it(cluster: Cluster, tmp_path: Path) -> None:

@@ -32,15 +32,16 @@ def environment() -> dict[str, str]:
         "PYTHONPATH": str(Path(semantik.__file__).parents[1]),
         "SEMANTIK_MODEL_DIR": str(Path(found.origin).parent / "model"),
         "HOME": "/nonexistent",
+        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
     }
 
 
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The beginnings of the documentation's pages, some 100 KB, and one file that is none."""
+    """The beginnings of the documentation's pages, some 60 KB, and one file that is none."""
     root = tmp_path_factory.mktemp("documents")
     for page in sorted(DOCUMENTATION.glob("*.md")):
-        (root / page.name).write_text(page.read_text(encoding="utf-8")[:12_000], encoding="utf-8")
+        (root / page.name).write_text(page.read_text(encoding="utf-8")[:5_000], encoding="utf-8")
     (root / "broken.pdf").write_bytes(b"no PDF at all")
     return root
 

@@ -11,7 +11,7 @@ import pytest
 from celery.exceptions import TaskRevokedError
 from cluster import Cluster
 from documents import write
-from services import wait_for
+from services import PATIENCE, wait_for
 
 from semantik import collections, jobs
 from semantik.exceptions import JobFailed, NotFound, Refused
@@ -23,7 +23,7 @@ def test_a_job_completes_and_the_next_finds_only_what_changed(cluster: Cluster, 
     first = cluster.finish(cluster.submit(folder, "changes"))
     assert first.state == "completed", first
     assert cluster.outcomes(first) == {"embedded": 30}
-    result = cluster.app.AsyncResult(str(first.id)).get(timeout=10)
+    result = cluster.app.AsyncResult(str(first.id)).get(timeout=10 * PATIENCE)
     assert (result["state"], result["documents_done"], result["truncated_tokens"]) == ("completed", 30, 0)
 
     again = cluster.finish(cluster.submit(folder, "changes"))
@@ -55,7 +55,7 @@ def test_vectors_are_those_of_the_question_worker(cluster: Cluster, tmp_path: Pa
     for text, vector in rows:
         stored = np.array([float(value) for value in vector.strip("[]").split(",")])
         task = cluster.app.send_task("semantik.tasks.embed_query_task", args=[text], queue="query")
-        asked = np.array(task.get(timeout=60))
+        asked = np.array(task.get(timeout=60 * PATIENCE))
         assert stored @ asked / np.linalg.norm(stored) / np.linalg.norm(asked) > 0.9999
 
 
@@ -96,7 +96,7 @@ def test_a_listing_that_would_empty_a_collection_is_refused(cluster: Cluster, tm
     assert half.state == "failed"
     assert half.error and "5 of the 8" in half.error and "--allow-removal" in half.error
     with pytest.raises(JobFailed, match="5 of the 8"):
-        cluster.app.AsyncResult(str(half.id)).get(timeout=10)
+        cluster.app.AsyncResult(str(half.id)).get(timeout=10 * PATIENCE)
 
     for path in folder.iterdir():
         path.unlink()
@@ -156,7 +156,7 @@ def test_cancel_stops_a_job_and_keeps_the_collection_whole(cluster: Cluster, tmp
         "SELECT DISTINCT state FROM shards WHERE job_id = %s AND state <> 'done'", str(job.id)
     ) == [("cancelled",)]
     with pytest.raises(TaskRevokedError):
-        cluster.app.AsyncResult(str(job.id)).get(timeout=10)
+        cluster.app.AsyncResult(str(job.id)).get(timeout=10 * PATIENCE)
     assert cluster.finish(cluster.submit(folder, "cancelled")).state == "completed"
 
 
@@ -174,12 +174,12 @@ def test_a_large_collection_gets_its_index(cluster: Cluster, tmp_path: Path) -> 
 def test_each_slot_answers_for_itself_and_users_tasks_run(cluster: Cluster) -> None:
     for number in (0, 1):
         answer = cluster.app.send_task("semantik.tasks.test_task", queue=f"slot.here.{number}").get(
-            timeout=20
+            timeout=20 * PATIENCE
         )
         assert (answer["host"], answer["slot"], answer["device"]) == ("here", f"here:{number}", "cpu")
         assert answer["model"] == "all-MiniLM-L6-v2"
     counted = cluster.app.send_task("faults.count_words", args=["three short words"], queue="slot.here.0")
-    assert counted.get(timeout=20) == 3
+    assert counted.get(timeout=20 * PATIENCE) == 3
 
 
 def test_each_part_tells_systemd_that_it_is_ready_and_alive(cluster: Cluster) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cluster import APP, Cluster
+from services import PATIENCE
 
 MODULE = "semantik.own.similarity"
 
@@ -16,7 +17,9 @@ def test_a_task_of_ones_own_runs_where_semantik_imports_names_it(cluster: Cluste
     cluster.start("own", cluster._celery("own", "own@here"), env)
     try:
         alike, unlike = (
-            cluster.app.send_task(MODULE, args=["a loaf of bread", text], queue="own").get(timeout=60)
+            cluster.app.send_task(MODULE, args=["a loaf of bread", text], queue="own").get(
+                timeout=60 * PATIENCE
+            )
             for text in ("baking with yeast", "the stock exchange in Paris")
         )
     finally:

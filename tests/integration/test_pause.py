@@ -11,7 +11,7 @@ from celery.exceptions import TaskRevokedError
 from cluster import Cluster
 from command import ask, run
 from documents import write
-from services import wait_for
+from services import PATIENCE, wait_for
 from steering import change, fail, rest, result, retry, shards_of, start, states
 
 from semantik import jobs
@@ -90,7 +90,7 @@ def test_cancel_of_a_paused_job_stops_it_within_a_batch(half_cluster: Cluster, t
     assert states(cluster, job).keys() <= {"cancelled", "done"}
     cluster.check_collection("halted")
     with pytest.raises(TaskRevokedError):
-        cluster.app.AsyncResult(str(job.id)).get(timeout=10)
+        cluster.app.AsyncResult(str(job.id)).get(timeout=10 * PATIENCE)
     with pytest.raises(Refused, match="was cancelled: submit"):
         retry(cluster, job)
     assert cluster.finish(cluster.submit(folder, "halted")).state == "completed"

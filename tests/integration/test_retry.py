@@ -10,7 +10,7 @@ from bench import Bench
 from cluster import Cluster
 from command import ask, run
 from documents import write
-from services import wait_for
+from services import PATIENCE, wait_for
 from steering import change, events, fail, failures, result, retry, shards_of, start
 
 from semantik import jobs
@@ -29,7 +29,7 @@ def test_failed_documents_are_tried_again_all_or_one(half_cluster: Cluster, tmp_
         path.write_bytes(BROKEN)
     job = cluster.finish(cluster.submit(folder, "retried"))
     assert (job.state, set(failures(cluster, job))) == ("completed_with_errors", {str(one), str(two)})
-    assert cluster.app.AsyncResult(str(job.id)).get(timeout=10)["failed"] == 2
+    assert cluster.app.AsyncResult(str(job.id)).get(timeout=10 * PATIENCE)["failed"] == 2
 
     one.write_text("Readable by now.\n", encoding="utf-8")
     with pytest.raises(NotFound, match="no failed document"):
@@ -74,7 +74,7 @@ def test_a_job_that_waits_for_its_retry_lets_the_active_one_end(
     first = cluster.finish(cluster.submit(tmp_path / "first", "waiting"))
     assert first.state == "failed"
     with pytest.raises(JobFailed, match="none of 1 documents"):
-        cluster.app.AsyncResult(str(first.id)).get(timeout=10)
+        cluster.app.AsyncResult(str(first.id)).get(timeout=10 * PATIENCE)
     (tmp_path / "first" / "late.txt").write_text("Here I am.\n", encoding="utf-8")
     with cluster.slowed():
         second = cluster.submit(tmp_path / "second", "waiting")
@@ -88,7 +88,7 @@ def test_a_job_that_waits_for_its_retry_lets_the_active_one_end(
     ended = cluster.finish(second), cluster.finish(first)
     assert [job.state for job in ended] == ["completed", "completed"], ended
     assert ended[0].finished_at and ended[1].started_at and ended[0].finished_at <= ended[1].started_at
-    said = cluster.app.AsyncResult(str(first.id)).get(timeout=10)
+    said = cluster.app.AsyncResult(str(first.id)).get(timeout=10 * PATIENCE)
     assert (said["state"], said["failed"]) == ("completed", 0)
 
 
@@ -117,10 +117,13 @@ def test_a_quarantined_document_has_three_attempts_again(half_cluster: Cluster, 
     poison.write_text("A glass of strychnine, please.\n", encoding="utf-8")
     job = cluster.finish(cluster.submit(folder, "antidote"), seconds=180)
     assert failures(cluster, job)[str(poison)].startswith("quarantined: its worker crashed 3 times")
-    again = cluster.finish(cluster.submit(folder, "antidote"), seconds=180)
-    assert [documents for _, _, documents in cluster.rows(
-        "SELECT number, crashes, documents FROM shards WHERE job_id = %s", str(again.id)
-    )] == [1], "submitted again, it is alone from the start"  # fmt: skip
+    again = cluster.submit(folder, "antidote")
+    wait_for(lambda: cluster.get(again).planned, what="its plan")
+    assert cluster.rows("SELECT documents FROM shards WHERE job_id = %s", str(again.id)) == [(1,)], (
+        "submitted again, it is alone from the start"
+    )
+    with cluster.connection() as connection:
+        jobs.cancel(connection, again.id)
     retry(cluster, job, str(poison))
     job = cluster.finish(job, seconds=180)
     assert job.state == "completed_with_errors"

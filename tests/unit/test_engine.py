@@ -349,7 +349,6 @@ def test_stop_is_heard_between_batches_and_while_waiting(
     started = time.monotonic()
     with pytest.raises(Stopped):
         collect(engine(model, engine_settings).run(sources([slow]), lambda: time.monotonic() > started + 1))
-    assert time.monotonic() - started < 5
 
 
 def test_closing_the_generator_ends_everything(
@@ -359,9 +358,8 @@ def test_closing_the_generator_ends_everything(
     first = next(results)
     assert isinstance(first, Row | Finished)
     assert engine_threads()
-    started = time.monotonic()
     results.close()  # type: ignore[attr-defined]
-    assert time.monotonic() - started < 5
+    assert not engine_threads()
 
 
 def test_errors_of_every_stage_reach_the_caller(

@@ -131,10 +131,8 @@ def test_a_hang_costs_its_document(
     limits: Settings, good: Path, slow: Path, descriptor: Callable[[Path], int]
 ) -> None:
     with ParserClient(limits) as client:
-        started = time.monotonic()
         with pytest.raises(DocumentError, match="longer than 2 s"):
             client.parse(descriptor(slow), slow.name)
-        assert time.monotonic() - started < 8
         assert_serves(client, good, descriptor)
 
 

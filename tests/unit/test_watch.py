@@ -137,7 +137,7 @@ def test_the_thread_looks_by_itself(
     thread.start()
     try:
         driver.event("48")
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while not gpu_pulse.condemned and time.monotonic() < deadline:
             time.sleep(0.01)
         assert gpu_pulse.condemned

@@ -219,9 +219,15 @@ def show(job: str, everything: bool) -> None:
         found = records.get(connection, job)
         progress = records.progress(connection, found.id)
         failures = records.failures(connection, found.id)
+        came_back = records.came_back(connection, found.id)
         worked, waits = records.waits(connection, found.id)
     if wants_json():
-        emit({"job": found, "progress": progress, "failures": failures, "worked": worked, "waits": waits})
+        emit(
+            {
+                "job": found, "progress": progress, "failures": failures, "came_back": came_back,
+                "worked": worked, "waits": waits,
+            }
+        )  # fmt: skip
         return
     lines = [
         ("job", found.id),
@@ -252,6 +258,10 @@ def show(job: str, everything: bool) -> None:
         lines.append(("reason", progress.error))
     for title, text in lines:
         click.echo(f"{title + ':' if title else '':<12}{printable(text)}")
+    if came_back:
+        click.echo(f"\n{plural(len(came_back), 'shard')} came back and will be tried again:")
+        for line in by_reason(came_back):
+            click.echo(f"  {line}")
     if failures:
         show_failures(failures, everything=everything)
     if found.state in RETRIED:

@@ -23,6 +23,12 @@ JOIN job_counts d ON d.job_id = j.id
 WHERE %(everything)s OR j.finished_at IS NULL
 ORDER BY j.created_at, j.id
 
+-- name: came_back
+-- Why shards that are not done yet were given up last: a crash, or a slot that could not do them.
+SELECT error FROM shards
+WHERE job_id = %(job)s AND state IN ('pending', 'queued', 'running') AND error IS NOT NULL
+ORDER BY number
+
 -- name: failures
 SELECT uri, error FROM job_documents WHERE job_id = %(job)s AND outcome = 'failed' ORDER BY uri
 

@@ -98,7 +98,7 @@ SET state = 'done', finished_at = clock_timestamp(), lease_until = NULL, error =
 WHERE id = %(shard)s AND fence = %(fence)s AND state = 'running'
 
 -- name: give_back
-UPDATE shards SET state = 'pending', lease_until = NULL, fence = fence + 1
+UPDATE shards SET state = 'pending', lease_until = NULL, fence = fence + 1, error = coalesce(%(reason)s, error)
 WHERE id = %(shard)s AND fence = %(fence)s AND state = 'running'
 
 -- name: crashed
