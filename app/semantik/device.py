@@ -29,17 +29,23 @@ def environment(settings: Settings) -> None:
 
 
 def choose(settings: Settings) -> str:
-    """Return "cpu" or "cuda". Raises SettingsError when a GPU is asked for and torch sees none."""
+    """Return "cpu" or "cuda".
+
+    Raises SettingsError when a GPU is asked for, by the device or as the slot's, and torch sees none: a slot
+    that quietly computed on the CPU would look well and be a hundred times slower.
+    """
     import torch
 
     if settings.device == "cpu":
         return "cpu"
     if torch.cuda.is_available():
         return "cuda"
-    if settings.device == "auto":
+    of_a_gpu = bool(settings.slot and settings.cuda_visible_devices)
+    if settings.device == "auto" and not of_a_gpu:
         return "cpu"
+    asked = f"slot {settings.slot} has a GPU" if of_a_gpu else f"SEMANTIK_DEVICE={settings.device}"
     raise SettingsError(
-        f"SEMANTIK_DEVICE=cuda, but torch {torch.__version__} sees no GPU "
+        f"{asked}, but torch {torch.__version__} sees no GPU "
         f"(CUDA_VISIBLE_DEVICES={settings.cuda_visible_devices!r}): is the driver loaded (nvidia-smi), "
         "is this a CUDA build of torch, may this unit open /dev/nvidia*?"
     )

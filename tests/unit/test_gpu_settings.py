@@ -118,6 +118,16 @@ def test_a_card_that_needs_a_reset_is_cut_after_it(driver: Driver) -> None:
     ]
 
 
+def test_what_is_declared_may_stand_in_the_command_itself(
+    driver: Driver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    driver.fit(L4)
+    assert gpu_settings.main(['{"power_limit_watts": 300}', "--check"]) == 1
+    assert "takes power limits from 40 to 72 W, not 300" in capsys.readouterr().out
+    assert gpu_settings.main(["--check", '{"power_limit_watts": 60}']) == 0
+    assert json.loads(capsys.readouterr().out)["done"] == ["nvidia-smi -i 00000000:3B:00.0 -pl 60"]
+
+
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [

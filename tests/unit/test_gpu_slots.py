@@ -334,6 +334,36 @@ def test_a_slot_whose_gpu_is_gone_keeps_no_link_to_what_another_has_now(host: Ho
         semantik_gpus.link("7", host.report(), host.dev)
 
 
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_slot_with_a_gpu_has_the_nodes_made_that_cuda_opens(
+    host: Host,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    status: int,
+) -> None:
+    """By nvidia-modprobe, here a stand-in: the driver leaves them to the first CUDA process."""
+    helper = tmp_path / "helper/nvidia-modprobe"
+    helper.parent.mkdir()
+    node = host.dev / "nvidia-uvm"
+    helper.write_text(
+        f'#!/bin/sh\n[ "$*" = "-c 0 -u" ] && touch {node} && echo no such module && exit {status}\n'
+    )
+    helper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{helper.parent}:{os.environ['PATH']}")
+    host.bind(s0="GPU-a", s1="")
+    host.fit(FIRST)
+    semantik_gpus.link("1", host.report(), host.dev)
+    assert not node.exists(), "a slot on the CPU needs none"
+    semantik_gpus.link("0", host.report(), host.dev)
+    assert node.exists()
+    said = capsys.readouterr().err
+    assert said == ("nvidia-modprobe -c 0 -u ended with status 1: no such module\n" if status else "")
+    helper.unlink()
+    semantik_gpus.link("0", host.report(), host.dev)
+    assert capsys.readouterr().err == "", "they are there"
+
+
 def test_a_slot_on_the_cpu_has_no_links(host: Host) -> None:
     host.bind(s0="")
     semantik_gpus.link("0", host.report(), host.dev)

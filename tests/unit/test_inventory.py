@@ -117,7 +117,11 @@ def test_every_problem_is_named_in_one_run(site: Site) -> None:
     children["redis"]["hosts"] = {
         f"redis{number}": {"ansible_host": f"192.0.2.{number}"} for number in (1, 2, 3)
     }
-    children["workers"]["hosts"]["gpu2"] = {"ansible_host": "198.51.100.22", "worker_concurrency": True}
+    children["workers"]["hosts"]["gpu2"] = {
+        "ansible_host": "198.51.100.22",
+        "worker_concurrency": True,
+        "nvidia_driver_mig": True,  # `on`, as YAML reads it
+    }
     children["workers"]["hosts"]["gpu1.rack2"] = {"ansible_host": "192.0.2.23"}
     children["control"]["hosts"]["head"] = {"ansible_host": "192.0.2.11"}
     errors = site.errors(content)
@@ -128,6 +132,7 @@ def test_every_problem_is_named_in_one_run(site: Site) -> None:
         "postgresql_memory_max must be a size like 512M or 4G, not '2 gigabytes' (all hosts)",
         "clusster_operators is not a variable of this project; did you mean cluster_operators? (all hosts)",
         "worker_concurrency must be a whole number, not True (host gpu2)",
+        'nvidia_driver_mig must be text, not True: put it into quotes, as in "on" (host gpu2)',
     ):
         assert expected in errors
     text = "\n".join(errors)
@@ -135,7 +140,7 @@ def test_every_problem_is_named_in_one_run(site: Site) -> None:
     assert "did you mean SEMANTIK_LEASE_SECONDS?" in text
     assert "hosts gpu1 and gpu1.rack2 share the short name 'gpu1'" in text
     assert "address 198.51.100.22 is in none of cluster_networks (192.0.2.0/24)" in text
-    assert len(errors) == 9
+    assert len(errors) == 10
 
 
 def test_settings_that_the_services_would_refuse_are_refused(site: Site) -> None:

@@ -184,6 +184,11 @@ def test_cuda_that_is_not_there_is_refused(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert device.choose(replace(engine_settings, device="auto")) == "cpu"
+    of_a_gpu = replace(engine_settings, device="auto", slot="gpu1:0", cuda_visible_devices="GPU-1")
+    with pytest.raises(SettingsError, match=r"slot gpu1:0 has a GPU, but .* sees no GPU .*GPU-1"):
+        device.choose(of_a_gpu)
+    assert device.choose(replace(of_a_gpu, device="cpu")) == "cpu"
+    assert device.choose(replace(of_a_gpu, cuda_visible_devices="")) == "cpu"
     with pytest.raises(SettingsError, match=r"SEMANTIK_DEVICE=cuda, .* sees no GPU .*GPU-1"):
         load_model(replace(engine_settings, device="cuda", cuda_visible_devices="GPU-1"))
 

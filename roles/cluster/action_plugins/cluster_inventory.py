@@ -108,6 +108,9 @@ def type_problem(value: Any, spec: Mapping[str, Any]) -> str:
     }.get(kind, True)
     names = {"int": "a whole number", "float": "a number", "bool": "true or false", "list": "a list"}
     names |= {"str": "text", "path": "a path", "dict": "a mapping"}
+    if not fits and kind == "str" and isinstance(value, bool):
+        # YAML reads on, off, yes and no so.
+        return f'must be text, not {value}: put it into quotes, as in "{"on" if value else "off"}"'
     if not fits:
         return f"must be {names[kind]}, not {value!r}"
     if "choices" in spec and value not in spec["choices"]:

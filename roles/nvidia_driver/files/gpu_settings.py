@@ -3,9 +3,10 @@
 
     semantik-gpu-settings FILE [--check]
 
-FILE is JSON: `ecc`, `mig` (keep, on, off), `mig_profiles` (list), `compute_mode` (keep, default,
-exclusive_process, prohibited), `power_limit_watts` (0: keep). Prints JSON: `changed`, `done` (what was set,
-or with --check would be), `pending` (what a reboot settles) and `problems`; status 1 where there are any.
+FILE is JSON, or the JSON itself: `ecc`, `mig` (keep, on, off), `mig_profiles` (list), `compute_mode` (keep,
+default, exclusive_process, prohibited), `power_limit_watts` (0: keep). Prints JSON: `changed`, `done` (what
+was set, or with --check would be), `pending` (what a reboot settles) and `problems`; status 1 where there are
+any.
 Needs nothing but Python.
 """
 
@@ -193,12 +194,13 @@ def apply(wanted: Mapping[str, Any], check: bool) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> int:
     """Do what the command line asks; returns the exit status."""
-    files = [word for word in arguments if word != "--check"]
-    if len(files) != 1 or files[0].startswith("-"):
+    declared = [word for word in arguments if word != "--check"]
+    if len(declared) != 1 or declared[0].startswith("-"):
         print((__doc__ or "").strip(), file=sys.stderr)
         return 2
     try:
-        answer = apply(json.loads(Path(files[0]).read_text(encoding="utf-8")), "--check" in arguments)
+        text = declared[0] if declared[0].startswith("{") else Path(declared[0]).read_text(encoding="utf-8")
+        answer = apply(json.loads(text), "--check" in arguments)
     except (OSError, ValueError, SettingError) as error:
         answer = {"changed": False, "done": [], "pending": [], "problems": [str(error)]}
     print(json.dumps(answer, indent=2))

@@ -337,6 +337,32 @@ def link(slot: str, seen: dict[str, Any], dev: Path = DEV) -> None:
     folder.mkdir(parents=True)
     for name, node in wanted.items():
         (folder / name).symlink_to(os.path.relpath(dev / node, folder))
+    if wanted and not (dev / "nvidia-uvm").exists():
+        load_unified_memory()
+
+
+def load_unified_memory() -> None:
+    """Load nvidia-uvm and make its nodes, which every CUDA process opens.
+
+    The driver does neither by itself: the first CUDA process has a setuid helper do it, and a worker may gain
+    no rights. What goes wrong is said here; without the node the worker says that torch sees no GPU.
+    """
+    helper = shutil.which(
+        "nvidia-modprobe", path=f"{os.environ.get('PATH', os.defpath)}:/usr/bin:/usr/sbin:/sbin"
+    )
+    if helper is None:
+        print("there is no /dev/nvidia-uvm, and no nvidia-modprobe to make it", file=sys.stderr)
+        return
+    try:
+        done = subprocess.run(
+            [helper, "-c", "0", "-u"], capture_output=True, text=True, check=False, timeout=PATIENCE
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        print(f"nvidia-modprobe -c 0 -u: {error}", file=sys.stderr)
+        return
+    if done.returncode != 0:
+        said = " ".join((done.stdout + done.stderr).split())
+        print(f"nvidia-modprobe -c 0 -u ended with status {done.returncode}: {said}", file=sys.stderr)
 
 
 def main(arguments: list[str]) -> int:

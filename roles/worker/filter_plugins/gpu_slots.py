@@ -117,8 +117,8 @@ def gpu_slots(
         if gpu["mig_enabled"] and not gpu["mig"] and gpu["uuid"] not in without
     ]
     problems += [
-        f"GPU {bus_id} is in MIG mode and has no MIG device: make some (nvidia-smi mig -cgi), "
-        f"or leave the mode (nvidia-smi -i {bus_id} -mig 0)"
+        f"GPU {bus_id} is in MIG mode and has no MIG device: make some (nvidia_driver_mig_profiles, or "
+        f"nvidia-smi mig -cgi), or leave the mode (nvidia_driver_mig, or nvidia-smi -i {bus_id} -mig 0)"
         for bus_id in empty
     ]
     count = len(found) if slots == "auto" else int(slots)
@@ -126,8 +126,12 @@ def gpu_slots(
         problems.append("worker_gpu_exclude names every GPU: take the host out of the group workers instead")
     elif count > len(found):
         problems.append(
-            f"worker_slots asks for {count} GPUs and the driver shows {len(found)}{lost(report)}: "
-            "one fell off the bus, or the inventory is wrong"
+            f"worker_slots asks for {count} GPUs and the driver shows {len(found)}{lost(report)}"
+            + (
+                " beside those of worker_gpu_exclude: lower worker_slots, or leave it at auto"
+                if without
+                else ": one fell off the bus, or the inventory is wrong"
+            )
         )
     return {"slots": number(found, report["slots"], count), "problems": problems}
 
