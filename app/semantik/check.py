@@ -318,7 +318,8 @@ def query_parts(expected: Sequence[str], rows: Recorded, pings: Pings) -> list[P
 def slot_parts(settings: Settings, expected: Sequence[str], rows: Recorded, pings: Pings) -> list[Part]:
     """One Part for each slot that the inventory names or that works; a removed slot's old row is no fault."""
     if not rows.slots and not expected:
-        return [Part("slots", False, "no worker has registered: run site.yml for the group 'workers'")]
+        lacking = "no worker has registered: run site.yml; a host has none before its reboot, if one pends"
+        return [Part("slots", False, lacking)]
     live = [
         slot for slot in rows.slots.values() if slot.age <= settings.live_seconds and slot.state != "stopped"
     ]
