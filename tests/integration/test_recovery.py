@@ -166,7 +166,8 @@ def test_a_device_without_memory_gives_the_shard_back_and_blames_nobody(
     half_cluster: Cluster, tmp_path: Path
 ) -> None:
     cluster = half_cluster
-    write(tmp_path / "docs", 40)
+    # Long enough that the shard is still to be done when its reason is asked for.
+    write(tmp_path / "docs", 40, words=400)
     full = cluster.directory / "full"
     full.touch()
     job = cluster.submit(tmp_path / "docs", "full")
