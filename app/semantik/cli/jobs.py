@@ -260,7 +260,7 @@ def show(job: str, everything: bool) -> None:
         click.echo(f"{title + ':' if title else '':<12}{printable(text)}")
     if came_back:
         click.echo(f"\n{plural(len(came_back), 'shard')} came back and will be tried again:")
-        for line in by_reason(came_back):
+        for line in map(printable, came_back) if everything else by_reason(came_back):
             click.echo(f"  {line}")
     if failures:
         show_failures(failures, everything=everything)

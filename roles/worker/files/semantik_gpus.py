@@ -347,9 +347,7 @@ def load_unified_memory() -> None:
     The driver does neither by itself: the first CUDA process has a setuid helper do it, and a worker may gain
     no rights. What goes wrong is said here; without the node the worker says that torch sees no GPU.
     """
-    helper = shutil.which(
-        "nvidia-modprobe", path=f"{os.environ.get('PATH', os.defpath)}:/usr/bin:/usr/sbin:/sbin"
-    )
+    helper = shutil.which("nvidia-modprobe")
     if helper is None:
         print("there is no /dev/nvidia-uvm, and no nvidia-modprobe to make it", file=sys.stderr)
         return
