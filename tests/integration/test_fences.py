@@ -8,6 +8,7 @@ import psycopg
 import pytest
 from bench import Bench
 from cluster import Cluster
+from command import run
 from services import Services, wait_for
 
 from semantik import jobs, shards
@@ -36,6 +37,24 @@ def test_a_slot_supersedes_its_own_lease(bench: Bench) -> None:
         assert second.fence == first.fence + 1
         with pytest.raises(Exception, match=r"terminating|closed"):
             one.execute("SELECT 1")
+
+
+def test_what_comes_back_says_why_until_it_is_done(bench: Bench) -> None:
+    words = "1 shard came back and will be tried again:\n  1 x cuda has no memory for one text\n"
+    with bench.worker() as worker:
+        held = bench.claim(worker, "a:0")
+        assert held is not None
+        assert shards.release(worker, held.shard, held.fence, "cuda has no memory for one text")
+        assert words in run(bench.cluster, "show", bench.job).stdout
+        held = bench.claim(worker, "a:0")
+        assert held is not None
+        assert shards.release(worker, held.shard, held.fence)
+        assert words in run(bench.cluster, "show", bench.job).stdout, "a stop has no reason of its own"
+        held = bench.claim(worker, "a:0")
+        assert held is not None
+        assert bench.done(worker, held) == 1
+        worker.commit()
+    assert "came back" not in run(bench.cluster, "show", bench.job).stdout
 
 
 def test_a_late_commit_bounces_off_the_fence(bench: Bench) -> None:
