@@ -108,6 +108,55 @@ def test_mig_is_switched_on_and_cut_as_declared(driver: Driver) -> None:
     assert "mig" not in driver.now()
 
 
+@pytest.mark.parametrize(
+    ("profiles", "words"),
+    [
+        (
+            ["1g.99gb"],
+            "GPU 00000000:01:00.0 has no room for 1 x 1g.99gb: its profiles are 1g.5gb (up to 7), 2g",
+        ),
+        (["4g.20gb", "4g.20gb"], "has no room for 2 x 4g.20gb"),
+    ],
+)
+def test_a_profile_that_a_card_lacks_is_refused_before_the_others_are_taken_away(
+    driver: Driver, profiles: list[str], words: str
+) -> None:
+    driver.fit(A100)
+    gpu_settings.apply({"mig": "on", "mig_profiles": ["3g.20gb"]}, check=False)
+    before = driver.now()
+    for check in (True, False):
+        answer = gpu_settings.apply(
+            {"mig": "on", "mig_profiles": profiles, "power_limit_watts": 200}, check=check
+        )
+        assert (answer["changed"], answer["done"], driver.now()) == (False, [], before)
+        assert len(answer["problems"]) == 1 and words in answer["problems"][0]
+
+
+def test_devices_that_do_not_fit_beside_each_other_leave_those_of_before(driver: Driver) -> None:
+    driver.fit(A100)
+    gpu_settings.apply({"mig": "on", "mig_profiles": ["3g.20gb", "2g.10gb"]}, check=False)
+    answer = gpu_settings.apply({"mig": "on", "mig_profiles": ["3g.20gb", "3g.20gb", "1g.5gb"]}, check=False)
+    assert "Insufficient Resources" in answer["problems"][0]
+    assert answer["problems"][0].endswith("; its MIG devices are those of before again (2g.10gb, 3g.20gb)")
+    assert sorted(part["profile"] for part in driver.now()["mig"]) == ["2g.10gb", "3g.20gb"]
+
+
+def test_the_profiles_are_read_from_the_drivers_own_table() -> None:
+    """The layout of two rows: of `nvidia-smi mig -lgip` of an H100, driver 550."""
+    listing = """\
+| GPU instance profiles:                                                        |
+| GPU   Name               ID    Instances   Memory     P2P    SM    DEC   ENC  |
+|                                Free/Total   GiB              CE    JPEG  OFA  |
+|===============================================================================|
+|   0  MIG 1g.10gb         19     5/7        9.75       No     16     1     0   |
+|                                                               1     1     0   |
++-------------------------------------------------------------------------------+
+|   0  MIG 1g.10gb+me      20     1/1        9.75       No     16     1     0   |
+|                                                               1     1     1   |
+"""
+    assert gpu_settings.offered(listing) == {"1g.10gb": 7, "1g.10gb+me": 1}
+
+
 def test_a_card_that_needs_a_reset_is_cut_after_it(driver: Driver) -> None:
     driver.fit({**A100, "mig_needs_reset": True})
     answer = gpu_settings.apply({"mig": "on", "mig_profiles": ["7g.40gb"]}, check=False)

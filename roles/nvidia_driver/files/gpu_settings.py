@@ -56,6 +56,12 @@ def watts(gpu: ElementTree.Element, name: str) -> float | None:
     return None
 
 
+def offered(listing: str) -> dict[str, int]:
+    """Return how many MIG devices of each profile an empty GPU has room for, from `nvidia-smi mig -lgip`."""
+    rows = re.finditer(r"\bMIG (\d\S*)\s+\d+\s+\d+/(\d+)\s", listing)
+    return {row[1]: int(row[2]) for row in rows}
+
+
 def layout(listing: str) -> dict[str, list[str]]:
     """Return the profiles of the MIG devices of each GPU's UUID, from `nvidia-smi -L`."""
     found: dict[str, list[str]] = {}
@@ -126,10 +132,30 @@ class Gpu:
         on = self.text("mig_mode/current_mig") == "Enabled"
         if mode != "on" or not wanted or not on or self.profiles == sorted(wanted):
             return []
-        made = ["mig", "-i", self.bus_id, "-cgi", ",".join(wanted), "-C"]
-        if not self.profiles:
-            return [made]
-        return [["mig", "-i", self.bus_id, "-dci"], ["mig", "-i", self.bus_id, "-dgi"], made]
+        self.check_room(wanted)
+        return [*(self.mig_cleared() if self.profiles else []), self.mig_made(wanted)]
+
+    def mig_cleared(self) -> list[list[str]]:
+        """Return the commands that take all MIG devices away."""
+        return [["mig", "-i", self.bus_id, "-dci"], ["mig", "-i", self.bus_id, "-dgi"]]
+
+    def mig_made(self, profiles: list[str]) -> list[str]:
+        """Return the command that makes MIG devices of these profiles."""
+        return ["mig", "-i", self.bus_id, "-cgi", ",".join(profiles), "-C"]
+
+    def check_room(self, wanted: list[str]) -> None:
+        """Raise SettingError for a profile that the GPU does not have, or not so often.
+
+        Whether all fit beside each other only their making shows.
+        """
+        room = offered(nvidia_smi("mig", "-i", self.bus_id, "-lgip"))
+        known = ", ".join(f"{name} (up to {most})" for name, most in room.items())
+        for profile in dict.fromkeys(wanted if room else []):
+            count = wanted.count(profile)
+            if count > room.get(profile, 0):
+                raise SettingError(
+                    f"GPU {self.bus_id} has no room for {count} x {profile}: its profiles are {known}"
+                )
 
     def pending(self) -> list[str]:
         """Say what waits for a reboot."""
@@ -156,6 +182,21 @@ def gpus() -> list[Gpu]:
     return [Gpu(seen, profiles) for seen in log.iter("gpu")]
 
 
+def restore(gpu: Gpu) -> str:
+    """Make the MIG devices of before where they are gone; returns what became of it, "" for nothing to do."""
+    now = next((one for one in gpus() if one.bus_id == gpu.bus_id), None)
+    if now is None or now.profiles == gpu.profiles:
+        return ""
+    try:
+        for command in now.mig_cleared() if now.profiles else []:
+            nvidia_smi(*command)
+        if gpu.profiles:
+            nvidia_smi(*gpu.mig_made(gpu.profiles))
+    except SettingError as error:
+        return f"its MIG devices ({', '.join(gpu.profiles) or 'none'}) could not be made again: {error}"
+    return f"its MIG devices are those of before again ({', '.join(gpu.profiles) or 'none'})"
+
+
 def apply(wanted: Mapping[str, Any], check: bool) -> dict[str, Any]:
     """Set what differs, or with `check` only say so. Everything is checked before anything is set."""
     wanted = {**KEEP, **wanted}
@@ -168,6 +209,14 @@ def apply(wanted: Mapping[str, Any], check: bool) -> dict[str, Any]:
                 nvidia_smi(*command)
             done.append(" ".join(["nvidia-smi", *command]))
 
+    def cut(gpu: Gpu) -> None:
+        try:
+            run(gpu.mig_layout(wanted["mig"], wanted["mig_profiles"]))
+        except SettingError as error:
+            # Some of the new ones may be there, since nvidia-smi makes one after the other.
+            again = restore(gpu)
+            raise SettingError(f"{error}; {again}" if again else str(error)) from error
+
     plans: list[list[list[str]]] = []
     now = gpus()
     for gpu in now:
@@ -176,6 +225,7 @@ def apply(wanted: Mapping[str, Any], check: bool) -> dict[str, Any]:
             plans.append(
                 commands + gpu.power(wanted["power_limit_watts"]) + gpu.compute(wanted["compute_mode"])
             )
+            gpu.mig_layout(wanted["mig"], wanted["mig_profiles"])  # asked again where the mode is new
         except SettingError as error:
             problems.append(str(error))
     if problems:
@@ -185,7 +235,7 @@ def apply(wanted: Mapping[str, Any], check: bool) -> dict[str, Any]:
             run(commands)
         # The layout can be made once the mode is on, which some cards do at once and some at the next boot.
         for gpu in gpus() if done and not check else now:
-            run(gpu.mig_layout(wanted["mig"], wanted["mig_profiles"]))
+            cut(gpu)
     except SettingError as error:
         problems.append(str(error))
     pending = [line for gpu in (gpus() if done and not check else now) for line in gpu.pending()]
