@@ -230,3 +230,18 @@ def test_a_builds_log_is_cut_to_the_lines_that_say_why() -> None:
     ]
     assert driver.build_errors("one\n\ntwo\n", most=1) == ["two"]
     assert driver.build_errors("") == []
+
+
+def test_dpkgs_list_is_read_as_package_facts_does() -> None:
+    listing = """\
+config-files 535.1-1 amd64 nvidia-smi
+not-installed  amd64 nvidia-alternative
+installed 1.21.22 amd64 dpkg
+installed 550.163.01-2 amd64 libcuda1
+installed 550.163.01-2 i386 libcuda1
+half-configured 550.163.01-2 amd64 nvidia-kernel-dkms
+installed 2024.1 all tzdata
+"""
+    found = driver.dpkg(listing)
+    assert sorted(found) == ["dpkg", "libcuda1", "libcuda1:i386", "nvidia-kernel-dkms", "tzdata"]
+    assert found["libcuda1"] == [{"name": "libcuda1", "version": "550.163.01-2", "arch": "amd64"}]

@@ -244,6 +244,21 @@ def upstream(version: str) -> str:
     return version.rpartition(":")[2].partition("-")[0]
 
 
+def dpkg(listing: str) -> dict[str, list[dict[str, str]]]:
+    """Return package_facts' `packages` from dpkg-query's lines "status version architecture package".
+
+    As there, a package of another architecture than dpkg's own is named package:architecture.
+    """
+    rows = [line.split(" ") for line in listing.splitlines()]
+    native = next((row[2] for row in rows if row[3] == "dpkg"), "")
+    found: dict[str, list[dict[str, str]]] = {}
+    for status, version, architecture, name in rows:
+        if status not in ("not-installed", "config-files"):
+            full = name if architecture in (native, "all") else f"{name}:{architecture}"
+            found.setdefault(full, []).append({"name": name, "version": version, "arch": architecture})
+    return found
+
+
 def kernels(installed: Mapping[str, Any], running: str, in_container: bool) -> dict[str, list[str]]:
     """Return the `kernels` that a module is needed for, and the packages of their `headers`.
 
@@ -293,6 +308,7 @@ class FilterModule:
             "nvidia_fingerprints": fingerprints,
             "nvidia_offered": offered,
             "nvidia_upstream": upstream,
+            "nvidia_dpkg": dpkg,
             "nvidia_kernels": kernels,
             "nvidia_unbuilt": unbuilt,
             "nvidia_build_errors": build_errors,
