@@ -1,11 +1,11 @@
 """Make a signed, flat apt repository with the names, versions and layout of NVIDIA's, and stand-ins inside.
 
-    make_repository.py DIRECTORY VERSION...
+    make_repository.py DIRECTORY VERSION[!]...
 
 DIRECTORY gets key.asc, the public half of a key made for this, its fingerprint in a file of that name, and
 repository.tar with the packages, Packages, Release and InRelease. NVIDIA's packages cannot be fetched where
-tests run: here libraries are empty, the kernel module is a few lines that DKMS really builds, and services
-sleep. What apt, dpkg, DKMS and systemd make of them is real.
+tests run: here libraries are empty, the kernel module is a few lines that DKMS really builds (but those of a
+VERSION with !, which are wrong), and services sleep. What apt, dpkg, DKMS and systemd make of them is real.
 Needs dpkg-deb, dpkg-scanpackages and gpg.
 """
 
@@ -27,6 +27,7 @@ MODULE_LICENSE("GPL");
 MODULE_DESCRIPTION("Stand-in for NVIDIA's kernel module: it drives nothing");
 MODULE_VERSION("{version}");
 """
+MISTAKE = "int mistake(void) { return of_another_kernel(); }\n"
 DKMS = """\
 PACKAGE_NAME="nvidia"
 PACKAGE_VERSION="{version}"
@@ -97,8 +98,8 @@ def package(target: Path, name: str, version: str, depends: list[str], files: di
         )
 
 
-def driver(target: Path, version: str) -> None:
-    """Build all packages of one version of the driver."""
+def driver(target: Path, version: str, mistake: str = "") -> None:
+    """Build all packages of one version of the driver, its module with a `mistake` in its source."""
     whole = f"{version}-1"
     for name, needs in DRIVER.items():
         depends = [f"{other} (= {whole})" for other in needs]
@@ -109,7 +110,7 @@ def driver(target: Path, version: str) -> None:
             files = {
                 f"{source}/dkms.conf": DKMS.format(version=version),
                 f"{source}/Makefile": "obj-m := nvidia.o\n",
-                f"{source}/nvidia.c": MODULE.format(version=version),
+                f"{source}/nvidia.c": MODULE.format(version=version) + mistake,
                 "DEBIAN/postinst": POSTINST.format(version=version),
                 "DEBIAN/prerm": PRERM.format(version=version),
             }
@@ -157,7 +158,7 @@ def main(folder: Path, versions: list[str]) -> None:
         assert found, listed
         (folder / "fingerprint").write_text(found[1], encoding="ascii")
         for version in versions:
-            driver(target, version)
+            driver(target, version.rstrip("!"), MISTAKE if version.endswith("!") else "")
         unit = {"lib/systemd/system/nvidia-dcgm.service": SERVICE.format(description="NVIDIA DCGM")}
         package(target, DCGM, DCGM_VERSION, [], unit)
         index(target, home)

@@ -137,3 +137,22 @@ def test_a_build_that_fails_is_explained_and_undone() -> None:
     assert states["dkms"] == "ii"
     assert not [name for name in states if name.startswith(("nvidia-open", "nvidia-kernel", "libcuda1"))]
     assert not [line for line in packages.splitlines() if "half" in line or line.startswith("E:")]
+
+
+def test_an_upgrade_that_does_not_build_leaves_the_driver_of_before() -> None:
+    host = RUNNER.get_host(SWITCHED)
+    said = host.file("/root/upgrade-failed.txt").content_string
+    assert "kernel module of driver 580.126.09 does not build on switched" in said
+    assert "of_another_kernel" in said, "the compiler's own line"
+    assert "The packages are as they were before; dpkg finds nothing broken." in said
+    lines = host.file("/root/upgrade-packages.txt").content_string.splitlines()
+    rows = [words for line in lines if len(words := line.split()) == 3]
+    packages = {name: (state, whole) for name, state, whole in rows}
+    exact = [
+        *("nvidia-kernel-open-dkms", "nvidia-driver-cuda", "libcuda1", "libnvidia-ml1"),
+        *("firmware-nvidia-gsp", "nvidia-persistenced", "nvidia-fabricmanager"),
+    ]
+    assert {name: packages[name] for name in exact} == dict.fromkeys(exact, ("hi", "580.95.05-1"))
+    assert not [line for line in lines if "580.126.09" in line]
+    assert "module 580.95.05" in lines
+    assert {line for line in lines if line.startswith("Pin:")} == {"Pin: version 580.95.05-*"}
