@@ -238,6 +238,13 @@ def _mind_forks() -> None:
 # --- the loop ---
 
 
+def hold_back(consumer: Any) -> None:
+    """Let the consumer take no shards unless the GPU is good: also before it has taken its first message."""
+    if _watch and _watch[0].verdict.state != GOOD and EMBED in consumer.app.amqp.queues.consume_from:
+        event(log, "takes no shards", level=logging.WARNING, reason=_watch[0].verdict.reason)
+        consumer.cancel_task_queue(EMBED)
+
+
 def turn(consumer: Any, pulse: Pulse) -> None:
     """Let the consumer take shards while the GPU is good. For the parent's loop alone, each second.
 
@@ -248,9 +255,7 @@ def turn(consumer: Any, pulse: Pulse) -> None:
         return
     takes = EMBED in consumer.app.amqp.queues.consume_from
     if _watch[0].verdict.state != GOOD:
-        if takes:
-            event(log, "takes no shards", level=logging.WARNING, reason=_watch[0].verdict.reason)
-            consumer.cancel_task_queue(EMBED)
+        hold_back(consumer)
     elif not (takes and consumer.task_consumer.consuming_from(EMBED)):
         event(log, "takes shards again")
         with suppress(*consumer.connection_errors):  # the loop meets it too, and comes back

@@ -135,6 +135,7 @@ class LoopWatch(bootsteps.StartStopStep):  # type: ignore[misc]
         _consumer[:] = [parent]
         parent.back()
         _turn()
+        watch.hold_back(parent)  # the loop, which comes next, would take a message before the first turn
         parent.timer.call_repeatedly(1.0, _turn)
         parent.timer.call_repeatedly(1.0, watch.turn, (parent, _pulse))
 
