@@ -12,11 +12,13 @@ from psycopg.rows import class_row
 
 from semantik.database import Connection, query
 from semantik.exceptions import NotFound, Refused, SettingsError
-from semantik.settings import Settings
+from semantik.settings import Settings, longest_overlap
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 #: pgvector's HNSW indexes on halfvec end here.
 MAX_DIMENSIONS = 4000
+#: Tokens of a chunk at least, special tokens included.
+SHORTEST_CHUNK = 16
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,18 @@ def create(connection: Connection, settings: Settings, name: str) -> Collection:
             "choose a smaller model"
         )
     chunk_tokens, overlap = settings.chunk_tokens or settings.model_max_tokens, settings.chunk_overlap
-    if chunk_tokens < 0 or overlap < 0 or 0 < chunk_tokens <= overlap:
+    if chunk_tokens > settings.model_max_tokens > 0:
         raise SettingsError(
-            f"SEMANTIK_CHUNK_OVERLAP={overlap} does not fit chunks of {chunk_tokens} tokens: the overlap "
-            "must be at least 0 and less than a chunk (SEMANTIK_CHUNK_TOKENS, or the model's limit)"
+            f"SEMANTIK_CHUNK_TOKENS={chunk_tokens}, and {settings.model} takes at most "
+            f"{settings.model_max_tokens} tokens: choose fewer, or 0 for the model's limit"
+        )
+    if 0 < chunk_tokens < SHORTEST_CHUNK:
+        raise SettingsError(f"SEMANTIK_CHUNK_TOKENS={chunk_tokens}: choose {SHORTEST_CHUNK} or more")
+    most = longest_overlap(chunk_tokens)
+    if chunk_tokens > 0 and overlap > most:
+        raise SettingsError(
+            f"SEMANTIK_CHUNK_OVERLAP={overlap} does not fit chunks of {chunk_tokens} tokens "
+            f"(SEMANTIK_CHUNK_TOKENS, or the model's limit): choose 0 to {most}, half of one"
         )
     try:
         with connection.transaction():

@@ -46,7 +46,8 @@ class Settings:
     rest_seconds: float = 60.0  # SEMANTIK_REST_SECONDS: a GPU that was too hot must have been well for
     shard_seconds: float = 45.0  # SEMANTIK_SHARD_SECONDS: of work per shard, by the slots' measured rate
     shard_documents: int = 500  # SEMANTIK_SHARD_DOCUMENTS: at most, per shard
-    shards_per_slot: int = 2  # SEMANTIK_SHARDS_PER_SLOT: in Redis or running, per live slot
+    shards_per_slot: int = 2  # SEMANTIK_SHARDS_PER_SLOT: in Redis or running, per process of a live slot
+    concurrency: int = 1  # SEMANTIK_CONCURRENCY: processes of this slot, each with the model
     chunk_tokens: int = 0  # SEMANTIK_CHUNK_TOKENS: 0 for the model's limit
     chunk_overlap: int = 32  # SEMANTIK_CHUNK_OVERLAP: tokens shared by neighbouring chunks
     token_budget: int = 0  # SEMANTIK_TOKEN_BUDGET: per batch; 0 for what suits the device: measured on a GPU
@@ -81,7 +82,16 @@ _NAMES = {
     "runtime_dir": "RUNTIME_DIRECTORY",
 }
 
-_AT_LEAST_ONE = ("document_max_mb", "parse_memory_mb", "parser_count", "shard_documents", "shards_per_slot")
+#: Around the text of a chunk, with most models; a model with more, or with a prompt, has room for less.
+SPECIAL_TOKENS = 2
+_AT_LEAST_ONE = (
+    "concurrency",
+    "document_max_mb",
+    "parse_memory_mb",
+    "parser_count",
+    "shard_documents",
+    "shards_per_slot",
+)
 
 
 def variable(field: str) -> str:
@@ -153,6 +163,11 @@ def convert(field: str, text: str) -> str | int | float:
     return value
 
 
+def longest_overlap(chunk_tokens: float) -> int:
+    """Return how many tokens chunks may share: half of what a chunk has beside its two special tokens."""
+    return max(0, (int(chunk_tokens) - SPECIAL_TOKENS) // 2)
+
+
 def agree(values: Mapping[str, str | int | float]) -> None:
     """Raise SettingsError naming both variables where two of `values`, or one and a default, contradict."""
 
@@ -167,10 +182,10 @@ def agree(values: Mapping[str, str | int | float]) -> None:
             f"{variable('renew_seconds')}={renew:g}: one late renewal must not lose a shard"
         )
     chunk, overlap = number("chunk_tokens"), number("chunk_overlap")
-    if 0 < chunk <= overlap:
+    if chunk > 0 and overlap > longest_overlap(chunk):
         raise SettingsError(
-            f"{variable('chunk_overlap')}={overlap:g} must be less than "
-            f"{variable('chunk_tokens')}={chunk:g}: each chunk must go further than the one before"
+            f"{variable('chunk_overlap')}={overlap:g} is too much for {variable('chunk_tokens')}={chunk:g}: "
+            f"choose 0 to {longest_overlap(chunk)}, half of a chunk"
         )
 
 

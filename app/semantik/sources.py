@@ -1,7 +1,8 @@
 """Where documents come from: a path that every host has, or any URL that fsspec opens.
 
-Listings stream and read no content. Nothing here decides what can be parsed: every regular file is listed,
-hidden ones too, and the parser says what it cannot read. What is no file is listed with what it is instead.
+Listings stream and read no content; of a store, fsspec gives one folder at a time, held in memory as a whole.
+Nothing here decides what can be parsed: every regular file is listed, hidden ones too, and the parser says
+what it cannot read. What is no file is listed with what it is instead.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def test_every_field_is_read_from_its_variable(field: Field[Any]) -> None:
     name, kind = field.name, str(field.type)
     text, value = {"int": ("7", 7), "float": ("7.5", 7.5)}.get(kind, ("redis://x/7", "redis://x/7"))
     # What the value must agree with.
-    others = {"SEMANTIK_RENEW_SECONDS": "1", "SEMANTIK_CHUNK_OVERLAP": "3"}
+    others = {"SEMANTIK_RENEW_SECONDS": "1", "SEMANTIK_CHUNK_OVERLAP": "2"}
     assert getattr(load({**BASE, **others, variable(name): text}), name) == value
 
 
@@ -98,13 +98,15 @@ def test_a_lease_outlives_a_late_renewal() -> None:
         load({**BASE, "SEMANTIK_LEASE_SECONDS": "29"})
 
 
-def test_an_overlap_is_shorter_than_its_chunk() -> None:
-    assert load({**BASE, "SEMANTIK_CHUNK_TOKENS": "33"}).chunk_tokens == 33
+def test_an_overlap_is_half_of_its_chunk_at_most() -> None:
+    assert load({**BASE, "SEMANTIK_CHUNK_TOKENS": "66"}).chunk_tokens == 66
     assert load({**BASE, "SEMANTIK_CHUNK_OVERLAP": "500"}).chunk_overlap == 500, (
         "the model's limit is unknown"
     )
-    with pytest.raises(SettingsError, match=r"SEMANTIK_CHUNK_OVERLAP=32 .*SEMANTIK_CHUNK_TOKENS=32"):
-        load({**BASE, "SEMANTIK_CHUNK_TOKENS": "32"})
+    with pytest.raises(
+        SettingsError, match=r"SEMANTIK_CHUNK_OVERLAP=32 .*SEMANTIK_CHUNK_TOKENS=64: choose 0 to 31"
+    ):
+        load({**BASE, "SEMANTIK_CHUNK_TOKENS": "64"})
 
 
 def test_passwords_come_from_credentials_into_urls_that_name_a_user(tmp_path: Path) -> None:
