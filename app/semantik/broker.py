@@ -39,6 +39,12 @@ def reach(app: Any) -> None:
             raise BrokerUnavailable(f"Redis cannot be reached ({' '.join(str(error).split())})") from error
 
 
+def slot_queue(slot: str) -> str:
+    """Return the queue that the worker of `slot` (host:n) alone consumes."""
+    host, _, number = slot.rpartition(":")
+    return f"slot.{host}.{number}"
+
+
 def describe(error: BaseException) -> str:
     """Return what the log says of a Redis that does not serve: it is away, full, or refuses."""
     import redis

@@ -38,12 +38,6 @@ _KEEPALIVE = {
 }
 
 
-def slot_queue(slot: str) -> str:
-    """Return the queue that the worker of `slot` (host:n) alone consumes."""
-    host, _, number = slot.rpartition(":")
-    return f"slot.{host}.{number}"
-
-
 def configuration(settings: Settings) -> dict[str, Any]:
     """Return Celery's settings; each has its reason beside it."""
     transport: dict[str, Any] = {

@@ -51,8 +51,8 @@ def ask(slots: Sequence[str], seconds: float) -> Iterator[SlotAnswer]:
     from kombu.exceptions import OperationalError
     from redis.exceptions import RedisError
 
-    from semantik.broker import reach
-    from semantik.celery_app import app, slot_queue
+    from semantik.broker import reach, slot_queue
+    from semantik.celery_app import app
 
     started = time.monotonic()
     uuids: dict[str, str] = {}

@@ -207,9 +207,8 @@ def cancel(connection: Connection, job_id: UUID | str) -> Job:
     with _changing(connection, job.id):
         if not connection.execute(query("jobs.cancel"), values).rowcount:
             raise _ended(get(connection, str(job.id)))
-        # Again until none is found: a crash may just have set documents apart, in shards not seen yet.
-        while connection.execute(query("jobs.cancel_shards"), values).rowcount:
-            pass
+        connection.execute(query("jobs.lock_shards"), values)
+        connection.execute(query("jobs.cancel_shards"), values)
         connection.execute("SELECT pg_notify(%s, %s), pg_notify(%s, '')", (CANCELLED, str(job.id), WAKE))
     return get(connection, str(job.id))
 

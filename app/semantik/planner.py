@@ -122,7 +122,8 @@ class Planner:
             connection.rollback()
             event(log, "dropped: cancelled, or planned by another now", level=logging.WARNING, job=job_id)
         except Interrupted:
-            self._end(connection, job, "planner.release", "interrupted: the planner was stopped")
+            reason = "interrupted: the planner was stopped"
+            self._end(connection, job, "planner.release", reason, interrupted=True)
         except SemantikError as error:
             self._end(connection, job, "planner.fail", str(error))
             event(log, "job failed", level=logging.WARNING, job=job_id, error=error)
@@ -137,7 +138,13 @@ class Planner:
 
     def _claim(self, connection: Connection, job_id: str, *, again: bool) -> _Job | None:
         # An attempt that the database broke off is no mark against the job.
-        values = {"job": job_id, "node": self.node, "lease": self.settings.lease_seconds, "count": not again}
+        values = {
+            "job": job_id,
+            "node": self.node,
+            "lease": self.settings.lease_seconds,
+            "count": not again,
+            "limit": self.settings.plan_limit,
+        }
         try:
             connection.execute(query("planner.end_own"), values)
             row = connection.execute(query("planner.claim"), values).fetchone()
@@ -147,10 +154,13 @@ class Planner:
             return None
         return None if row is None else _Job(*row)
 
-    def _end(self, connection: Connection, job: _Job, statement: str, reason: str) -> None:
+    def _end(
+        self, connection: Connection, job: _Job, statement: str, reason: str, *, interrupted: bool = False
+    ) -> None:
         self.keeper.release()
         connection.rollback()
-        connection.execute(query(statement), {"job": job.id, "fence": job.fence, "error": reason})
+        values = {"job": job.id, "fence": job.fence, "error": reason, "interrupted": interrupted}
+        connection.execute(query(statement), values)
         connection.execute("SELECT pg_notify(%s, '')", (WAKE,))
         connection.commit()
 

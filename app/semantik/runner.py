@@ -18,7 +18,7 @@ from psycopg import sql
 from semantik import health, jobs, notes, sources
 from semantik.database import WAKE, Connection, backoff, connect, passes, query
 from semantik.engine import Engine, Finished, Row, Source, Stopped
-from semantik.exceptions import DeviceFull, FenceLost, ParserUnavailable
+from semantik.exceptions import DeviceFull, FenceLost, ParserUnavailable, SettingsError
 from semantik.leases import Keeper, database_works
 from semantik.logs import event
 from semantik.pulse import ChildPulse, Pulse
@@ -106,9 +106,15 @@ class Runner:
         self.job, self.fence = held.job, held.fence
         event(log, "claimed", job=held.job, shard=shard, attempt=held.attempt, documents=held.documents)
         lease = ShardLease(held, self.settings.lease_seconds)
-        notes.write(self.settings, shard, held.fence, job=held.job)
         self.keeper.hold(lease)
         try:
+            try:
+                notes.write(self.settings, shard, held.fence, job=held.job)
+            except (
+                OSError
+            ) as error:  # the disk that /run is on is full; without a note no crash could be told
+                self._back(connection, lease, error)
+                return
             self._work(connection, lease)
         finally:
             self.keeper.release()
@@ -141,6 +147,7 @@ class Runner:
 
     def _work(self, connection: Connection, lease: ShardLease) -> None:
         held, started = lease.claim, time.monotonic()
+        engine: Engine | None = None
         try:
             engine = Engine(
                 self.model,
@@ -174,7 +181,8 @@ class Runner:
                 else:
                     event(log, "given back: the service stops", job=held.job, shard=held.shard)
             return
-        except (ParserUnavailable, DeviceFull) as error:
+        except (ParserUnavailable, DeviceFull, SettingsError) as error:
+            # SettingsError: the collection's chunks are such as the model cannot make, no document's fault.
             self._back(connection, lease, error)
             return
         except psycopg.ProgrammingError as error:
@@ -196,7 +204,8 @@ class Runner:
                 log, "shard failed", level=logging.ERROR, traceback=True,
                 job=held.job, shard=held.shard, error=error,
             )  # fmt: skip
-            self._failed(connection, lease, error)
+            inflight = engine.stats.inflight() if engine is not None else []
+            self._failed(connection, lease, error, inflight if lease.writing is None else [lease.writing])
             return
         seconds = time.monotonic() - started
         self.slot.measured(source_bytes, lease.tokens, seconds)
@@ -234,8 +243,10 @@ class Runner:
             copy.set_types(["int8", "int4", "text", "text", "int4", "halfvec"])
             for item in engine.run(pulled(), should_stop):
                 if isinstance(item, Row):
+                    lease.writing = item.key
                     vector = HalfVector(item.vector)
                     copy.write_row((item.key, item.ordinal, item.text, item.place, item.token_count, vector))
+                    lease.writing = None
                     rows[item.key] = rows.get(item.key, 0) + 1
                     lease.chunks += 1
                     lease.tokens += item.token_count
@@ -316,17 +327,22 @@ class Runner:
         event(log, "given back", level=logging.ERROR, job=held.job, shard=held.shard, reason=error)
         self._pause(IDLE_PAUSE)
 
-    def _failed(self, connection: Connection, lease: ShardLease, error: Exception) -> None:
-        """Count an unforeseen error as a crash: it must not loop, and a document may be the cause."""
+    def _failed(
+        self, connection: Connection, lease: ShardLease, error: Exception, inflight: Sequence[int]
+    ) -> None:
+        """Count an unforeseen error as a crash: it must not loop, and a document may be the cause.
+
+        `inflight`: the documents under way when it came. The note may be older, and is asked where there are
+        none.
+        """
         held = lease.claim
         self.keeper.release()
         connection.rollback()
         note = notes.read(self.settings, held.shard)
         reason = f"{type(error).__name__}: {error}"
         limit = self.settings.crash_limit
-        crashed(
-            connection, held.shard, held.fence, note.documents if note else (), limit=limit, reason=reason
-        )
+        suspects = inflight or (note.documents if note else ())
+        crashed(connection, held.shard, held.fence, suspects, limit=limit, reason=reason)
         if self.model.device.startswith("cuda"):
             # After an error on the device its context may answer every call with the same error.
             os._exit(EX_SOFTWARE)
@@ -353,7 +369,15 @@ class Runner:
 
     def _note(self, lease: ShardLease, documents: Sequence[int]) -> None:
         held = lease.claim
-        notes.write(self.settings, held.shard, held.fence, documents, job=held.job)
+        try:
+            notes.write(self.settings, held.shard, held.fence, documents, job=held.job)
+        except OSError as error:
+            if not lease.unnoted:
+                event(
+                    log, "what is in flight cannot be noted", level=logging.WARNING,
+                    job=held.job, shard=held.shard, error=error,
+                )  # fmt: skip
+            lease.unnoted = True
 
 
 def _check(documents: Sequence[Source], finished: Sequence[Finished], rows: dict[int, int]) -> None:

@@ -44,6 +44,8 @@ _PURGE_SECONDS = 3600.0
 _BUILD_AGAIN_SECONDS = 300.0
 #: How long a turn waits for a row that another session holds, which may have frozen.
 _LOCK_WAIT = "2s"
+#: Seconds between two signs of life while one statement after the other belongs to a single transaction.
+_ALIVE_SECONDS = 10.0
 _LOCK = "SELECT pg_try_advisory_lock(hashtext('semantik scheduler'))"
 
 
@@ -67,6 +69,7 @@ class Scheduler:
         self._build: threading.Thread | None = None
         self._build_due = 0.0
         self._purge: threading.Thread | None = None
+        self._alive_at = 0.0
 
     # --- the loop ---
 
@@ -78,6 +81,7 @@ class Scheduler:
                 with connect(
                     self.settings, autocommit=True, application_name="semantik scheduler"
                 ) as connection:
+                    self.tell_again(connection)
                     if self._lock(connection):
                         pauses = backoff()
                         self._serve(connection)
@@ -86,6 +90,16 @@ class Scheduler:
                     raise
                 event(log, "database away", level=logging.WARNING, error=error)
                 self._wait(next(pauses))
+
+    def tell_again(self, connection: Connection) -> None:
+        """Have the ends of jobs reported once more that this scheduler has called unfinished.
+
+        Frozen, it may have woken after another took its place, and overwritten with PROGRESS what that one
+        had reported.
+        """
+        if self._reported:
+            connection.execute(query("scheduler.tell_again"), {"jobs": list(self._reported)})
+            self._reported = {}
 
     def _lock(self, connection: Connection) -> bool:
         """Wait to be the one; False when asked to stop meanwhile."""
@@ -136,6 +150,7 @@ class Scheduler:
     def turn(self, connection: Connection) -> None:
         """Do once all there is to do: what needs the database alone first, then what needs Redis."""
         heartbeat(connection, "scheduler", self.settings.host)
+        self._alive_at = time.monotonic()
         if time.monotonic() >= self._reap_due:
             self.reap(connection)
         self.fail_foreign(connection)
@@ -158,6 +173,15 @@ class Scheduler:
             if self._broker_away:
                 event(log, "redis back")
             self._broker_away = False
+
+    def _alive(self) -> None:
+        """Show life within a long transaction, which hides its own: another scheduler would end it."""
+        notify("WATCHDOG=1")
+        if time.monotonic() - self._alive_at < _ALIVE_SECONDS:
+            return
+        with connect(self.settings, autocommit=True, application_name="semantik scheduler alive") as beside:
+            heartbeat(beside, "scheduler", self.settings.host)
+        self._alive_at = time.monotonic()
 
     @contextmanager
     def _connected(self) -> Iterator[Any]:
@@ -214,11 +238,10 @@ class Scheduler:
             values = {"job": job, "reason": reason}
             if connection.execute(query("scheduler.fail_job"), values).rowcount != 1:
                 return  # it has ended meanwhile
-            # Again until none is found: a crash may just have set documents apart, in shards not seen yet.
-            while found := connection.execute(query("scheduler.fail_shards"), values).fetchall():
-                for (shard,) in found:
-                    connection.execute(query("shards.fail_documents"), {"shard": shard, "reason": reason})
-                    notify("WATCHDOG=1")  # a large job has thousands of shards
+            connection.execute(query("jobs.lock_shards"), values)
+            for (shard,) in connection.execute(query("scheduler.fail_shards"), values).fetchall():
+                connection.execute(query("shards.fail_documents"), {"shard": shard, "reason": reason})
+                self._alive()  # a large job has thousands of shards
             connection.execute("SELECT pg_notify(%s, %s), pg_notify(%s, '')", (CANCELLED, job, WAKE))
         event(log, "job failed", level=logging.ERROR, job=job, reason=reason)
 
@@ -269,7 +292,7 @@ class Scheduler:
                 else:
                     apart = connection.execute(query("scheduler.set_all_apart"), of_shard).rowcount
                     connection.execute(query("shards.shrink"), of_shard)
-                    notify("WATCHDOG=1")
+                    self._alive()
                     event(log, "set apart", level=logging.WARNING, job=job, shard=shard, documents=apart)
 
     # --- handing out ---
@@ -347,7 +370,8 @@ class Scheduler:
     def sweep(self, connection: Connection, broker: Any) -> None:
         """Remove from Redis what killed workers have left there, once per tick."""
         if time.monotonic() >= self._sweep_due:
-            self._sweeper.sweep(connection, broker)
+            expected = [slot for slot in self.settings.expected_slots.split(",") if slot]
+            self._sweeper.sweep(connection, broker, expected)
             self._sweep_due = time.monotonic() + self.settings.tick_seconds
 
     def _building(self) -> bool:
@@ -358,7 +382,7 @@ class Scheduler:
         if time.monotonic() < self._build_due or self._building():
             return
         self._build_due = time.monotonic() + self.settings.tick_seconds
-        # Of a scheduler that died while it built, or of a build that failed.
+        # Of a scheduler that died while it built.
         connection.execute(query("scheduler.forget_builds"))
         values = {"exact": self.settings.exact_search_chunks}
         wanted = connection.execute(query("scheduler.want_index"), values).fetchall()
@@ -373,14 +397,25 @@ class Scheduler:
                 with connect(self.settings, autocommit=True, application_name="semantik index") as connection:
                     connection.execute("SELECT ensure_index(%s)", (key,))
             except Exception as error:
-                # Until then search is exact, and right. Jobs of the collection go on at the next look.
+                # Until then search is exact, and right.
                 self._build_due = time.monotonic() + _BUILD_AGAIN_SECONDS
                 event(
                     log, "the index could not be built", level=logging.ERROR, traceback=True,
                     collection=name, error=error,
                 )  # fmt: skip
+                self._forget_build(key)
             else:
                 event(log, "index built", collection=name, seconds=time.monotonic() - started)
+
+    def _forget_build(self, collection: int) -> None:
+        """Let the collection's jobs go on: they wait for an index that is being built."""
+        try:
+            with connect(self.settings, autocommit=True, application_name="semantik index") as connection:
+                connection.execute(query("scheduler.forget_build"), {"collection": collection})
+        except Exception as error:
+            if not passes(error):
+                raise
+            self._build_due = 0.0  # the next look, once the database is back, forgets all of them
 
     def purge(self) -> None:
         """Forget jobs that ended long ago, and slots that are no more, beside the loop."""

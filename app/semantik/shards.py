@@ -52,6 +52,8 @@ class ShardLease:
     truncated_tokens: int = 0
     advanced_at: float = field(default_factory=time.monotonic)
     lost: threading.Event = field(default_factory=threading.Event)
+    writing: int | None = None  # the document whose row is on its way to the database
+    unnoted: bool = False  # whether the note of what is in flight is older than it should be
 
     @property
     def job_id(self) -> str:

@@ -69,6 +69,7 @@ class Slot:
             {
                 "slot": self.settings.slot,
                 "state": self._state(trouble),
+                "processes": self.settings.concurrency,
                 "trouble": trouble.reason or None,
                 "device": self.device or None,
                 "gpu_uuid": self.settings.cuda_visible_devices or None,

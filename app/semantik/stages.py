@@ -114,8 +114,13 @@ class Stages:
             stage(argument)
         except Closed:
             return  # the run is over
-        except BaseException as error:  # raised again in the caller's thread
+        except Exception as error:  # raised again in the caller's thread
             out.fail(error)
+            return
+        except (
+            BaseException
+        ) as error:  # a panic in the tokenizer, which is no Exception and would pass unseen
+            out.fail(RuntimeError(f"{type(error).__name__}: {error}"))
             return
         out.done()
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from services import PATIENCE, wait_for
 
 from semantik.check import redis_part
 from semantik.consumer import LONGEST_PAUSE, REFUSED_PAUSE
-from semantik.housekeeping import SHARD_TASK, held
+from semantik.housekeeping import SHARD_TASK, Sweeper, expired, held
 
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 WORKERS = ("worker0", "worker1")
@@ -179,6 +180,28 @@ def test_a_message_that_redis_does_not_hear_the_answer_to_is_let_go(
             services.signal("redis", signal.SIGCONT)
         assert channel.qos.can_consume(), "the next may come"
         assert queue.get(timeout=5 * PATIENCE).payload == 2
+
+
+def test_a_question_that_nobody_took_does_not_stay(idle_cluster: Cluster) -> None:
+    """As `semantik check` leaves them in the queue of a slot that is down."""
+    server, queue = idle_cluster.services.redis(), "semantik:slot.gone.3"
+    idle_cluster.app.send_task("semantik.tasks.test_task", queue="slot.gone.3", expires=60.0)
+    (new,) = server.lrange(queue, 0, -1)
+    old = json.loads(new)
+    old["headers"]["expires"] = (datetime.now(UTC) - timedelta(hours=2)).isoformat()
+    for _ in range(2):
+        server.rpush(queue, json.dumps(old))
+    server.lpush("semantik:slot.gone.4", b"of another program")
+    with (
+        idle_cluster.app.connection_for_write() as broker,
+        idle_cluster.connection("scheduler") as connection,
+    ):
+        assert Sweeper().sweep(connection, broker) == 0, "these slots are not known"
+        assert Sweeper().sweep(connection, broker, ["gone:3", "gone:4"]) == 2
+    assert server.lrange(queue, 0, -1) == [new], "it may still be taken in time"
+    assert server.lrange("semantik:slot.gone.4", 0, -1) == [b"of another program"]
+    assert not expired(b"{}") and not expired(b"[1]")
+    server.delete(queue, "semantik:slot.gone.4", "semantik:_kombu.binding.slot.gone.3")
 
 
 def test_redis_flushed_while_workers_wait_in_it(cluster: Cluster, tmp_path: Path) -> None:

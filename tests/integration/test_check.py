@@ -11,6 +11,7 @@ from command import ask, run
 from services import free_port, wait_for
 
 from semantik import check
+from semantik.migrate import migrations
 
 SLOTS = "here:0,here:1"
 
@@ -92,7 +93,8 @@ def test_a_schema_older_than_the_release_is_bad(cluster: Cluster, env: dict[str,
             with connection.cursor() as cursor:
                 cursor.executemany("INSERT INTO migrations (name, checksum) VALUES (%s, %s)", rows)
     assert not part.ok
-    missing = "0001_initial, 0002_states, 0003_counts, 0004_health"
+    missing = ", ".join(migration.name for migration in migrations())
+    assert "0001_initial, 0002_states" in missing
     assert part.detail == f"the schema lacks {missing}: run site.yml, which migrates it"
 
 

@@ -16,6 +16,8 @@ from watch import Watch
 
 from semantik import jobs
 from semantik.database import connect, query
+from semantik.pulse import Pulse
+from semantik.slots import Slot
 
 #: Of the tests' cluster: two slots, two shards for each.
 WINDOW = 4
@@ -35,6 +37,24 @@ def test_a_turn_hands_out_no_more_than_the_window(bench: Bench) -> None:
                 found = scheduler.execute(query("scheduler.hand_out"), {"window": 4}).fetchall()
                 scheduler.rollback()
             assert len(found) == 4
+
+
+def test_the_window_has_room_for_every_process_of_a_slot(bench: Bench) -> None:
+    def window(processes: int) -> int:
+        settings = bench.cluster.settings(
+            "worker", SEMANTIK_SLOT="many:0", SEMANTIK_CONCURRENCY=str(processes)
+        )
+        with bench.worker() as worker:
+            Slot(settings, Pulse(), ready=True).beat(worker)
+        ((room,),) = bench.cluster.rows(query("scheduler.window") % {"per_slot": 2, "live": 30})
+        return int(room)
+
+    try:
+        # So many that what other tests have left at work leaves room.
+        assert window(1003) - window(1000) == 6
+    finally:
+        with bench.cluster.superuser() as connection:
+            connection.execute("DELETE FROM slots WHERE slot = 'many:0'")
 
 
 class Redis(Watch):

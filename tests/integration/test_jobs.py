@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,11 @@ from cluster import Cluster
 from documents import write
 from services import PATIENCE, wait_for
 
-from semantik import collections, jobs
+from semantik import collections, jobs, reports
+from semantik.database import connect
 from semantik.exceptions import JobFailed, NotFound, Refused
+from semantik.progress import progress
+from semantik.scheduler import Scheduler
 
 
 def test_a_job_completes_and_the_next_finds_only_what_changed(cluster: Cluster, tmp_path: Path) -> None:
@@ -43,6 +47,27 @@ def test_a_job_completes_and_the_next_finds_only_what_changed(cluster: Cluster, 
     with cluster.connection() as connection:
         found = collections.show(connection, "changes")
     assert (found.documents, found.failed, found.chunks) == (30, 0, 30)
+
+
+def test_a_scheduler_that_wakes_behind_its_successor_leaves_the_result_as_it_was(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """It has read that the job is at work, froze, and goes on when the other has told its end."""
+    write(tmp_path / "docs", 2)
+    job = cluster.finish(cluster.submit(tmp_path / "docs", "woken"))
+    result = cluster.app.AsyncResult(str(job.id))
+    result.get(timeout=10 * PATIENCE)
+    late = Scheduler(cluster.settings("scheduler"), cluster.app)
+    with cluster.app.connection_for_write() as broker, connect(late.settings) as connection:
+        now = replace(progress(connection, str(job.id)), state="running")
+        reports.progress(cluster.app, broker, str(job.id), None, now)
+        late._reported[str(job.id)] = now
+    assert cluster.app.AsyncResult(str(job.id)).state == reports.PROGRESS
+    with connect(late.settings, autocommit=True) as connection:  # once its own session is ended
+        late.tell_again(connection)
+    wait_for(
+        lambda: cluster.app.AsyncResult(str(job.id)).state == "SUCCESS", what="its successor to tell it again"
+    )
 
 
 def test_vectors_are_those_of_the_question_worker(cluster: Cluster, tmp_path: Path) -> None:

@@ -139,7 +139,8 @@ def test_cancel_stops_a_plan_that_is_written(idle_cluster: Cluster, tmp_path: Pa
     job = idle_cluster.submit(tmp_path, "planned-late", send=False)
     with idle_cluster.connection("planner") as planner:
         claimed = planner.execute(
-            query("planner.claim"), {"job": str(job.id), "node": "planner@x", "lease": 60, "count": True}
+            query("planner.claim"),
+            {"job": str(job.id), "node": "planner@x", "lease": 60, "count": True, "limit": 5},
         ).fetchone()
         assert claimed is not None
         planner.commit()
@@ -169,7 +170,7 @@ def test_a_paused_job_is_neither_started_nor_planned_nor_claimed(bench: Bench, t
         bench.job, kept = str(waiting.id), bench.job
         start(bench)
         assert cluster.get(waiting).state == "queued"
-        values = {"job": str(waiting.id), "node": "planner@x", "lease": 60, "count": True}
+        values = {"job": str(waiting.id), "node": "planner@x", "lease": 60, "count": True, "limit": 5}
         with cluster.connection("planner") as planner:
             assert planner.execute(query("planner.claim"), values).fetchone() is None
         change(cluster, "resume", waiting)

@@ -230,7 +230,7 @@ def test_an_index_that_cannot_be_built_holds_up_no_job(
         assert made._build is not None
         made._build.join(30)
         assert "the index could not be built" in caplog.text
-        assert state() == "building"
+        assert state() == "none", "or no job of the collection would be started until the next attempt"
         made._build_due = 0.0
         with cluster.superuser() as superuser:
             superuser.execute(f"ALTER TABLE chunks_{collection} RENAME COLUMN away TO embedding")
@@ -275,12 +275,21 @@ def test_only_what_was_kept_is_counted(bench: Bench) -> None:
         assert (told["chunks"], told["tokens"], told["truncated_tokens"]) == (1, 100, 10)
 
 
-def test_an_overlap_that_no_chunk_holds_is_one_sentence(idle_cluster: Cluster, tmp_path: Path) -> None:
-    wrong = idle_cluster.settings(SEMANTIK_CHUNK_OVERLAP="256")  # of a model with chunks of 256
+@pytest.mark.parametrize(
+    ("tokens", "overlap", "words"),
+    [
+        ("0", "256", r"SEMANTIK_CHUNK_OVERLAP=256 does not fit chunks of 256 tokens .*: choose 0 to 127"),
+        ("0", "128", "choose 0 to 127"),
+        ("300", "8", "SEMANTIK_CHUNK_TOKENS=300, and .* takes at most 256 tokens"),
+        ("12", "2", "SEMANTIK_CHUNK_TOKENS=12: choose 16 or more"),
+    ],
+)
+def test_chunks_that_the_model_cannot_make_are_one_sentence(
+    idle_cluster: Cluster, tmp_path: Path, tokens: str, overlap: str, words: str
+) -> None:
+    wrong = idle_cluster.settings(SEMANTIK_CHUNK_TOKENS=tokens, SEMANTIK_CHUNK_OVERLAP=overlap)
     with idle_cluster.connection() as operator:
-        with pytest.raises(
-            SettingsError, match="SEMANTIK_CHUNK_OVERLAP=256 does not fit chunks of 256 tokens"
-        ):
+        with pytest.raises(SettingsError, match=words):
             jobs.submit(operator, wrong, str(tmp_path), "overlapping")
         operator.rollback()
         assert collections.find(operator, "overlapping") is None

@@ -99,6 +99,6 @@ def test_each_task_has_its_queue(app: Celery) -> None:
 
 
 def test_a_slot_has_a_queue_of_its_own(app: Celery) -> None:
-    from semantik.celery_app import slot_queue
+    from semantik.broker import slot_queue
 
     assert slot_queue("gpu1:3") == "slot.gpu1.3"

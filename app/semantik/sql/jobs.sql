@@ -46,6 +46,13 @@ UPDATE jobs
 SET state = 'cancelled', finished_at = now(), fence = fence + 1, lease_until = NULL
 WHERE id = %(job)s AND state IN ('queued', 'planning', 'running')
 
+-- name: lock_shards
+-- Waits for a crash that just sets documents apart: their new shards are seen by the next statement alone.
+SELECT id FROM shards
+WHERE job_id = %(job)s AND state IN ('pending', 'queued', 'running')
+ORDER BY id
+FOR NO KEY UPDATE
+
 -- name: cancel_shards
 UPDATE shards
 SET state = 'cancelled', finished_at = now(), fence = fence + 1, lease_until = NULL

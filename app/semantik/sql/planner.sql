@@ -15,6 +15,8 @@ SET state = 'planning', fence = j.fence + 1, lease_until = now() + make_interval
 FROM collections c
 WHERE j.id = %(job)s AND c.id = j.collection_id AND NOT j.planned AND NOT j.paused AND c.index_state <> 'building'
   AND (j.state = 'queued' OR (j.state = 'planning' AND (j.lease_until IS NULL OR j.planner = %(node)s)))
+  -- A message that kills its planner comes back to it at once: its lease must run out for the job to be given up.
+  AND NOT (%(count)s AND j.plan_attempts >= %(limit)s)
 RETURNING j.id::text, j.fence, j.uri, j.collection_id, j.allow_removal, j.plan_attempts
 
 -- name: renew
@@ -22,8 +24,9 @@ UPDATE jobs SET lease_until = now() + make_interval(secs => %(lease)s), listed =
 WHERE id = %(job)s AND fence = %(fence)s AND state = 'planning'
 
 -- name: release
--- Planning broke off; the scheduler sends it again.
-UPDATE jobs SET lease_until = NULL, fence = fence + 1, error = %(error)s
+-- Planning broke off; the scheduler sends it again. That its planner was stopped is no mark against the job.
+UPDATE jobs SET lease_until = NULL, fence = fence + 1, error = %(error)s,
+    plan_attempts = greatest(plan_attempts - %(interrupted)s::boolean::integer, 0)
 WHERE id = %(job)s AND fence = %(fence)s AND state = 'planning'
 
 -- name: fail
@@ -55,12 +58,12 @@ SELECT DISTINCT %(collection)s, uri FROM listed
 ON CONFLICT (collection_id, uri) DO NOTHING
 
 -- name: target
--- Source bytes per second of an average live slot, and how many there are. A slot that has not measured its speed
--- yet counts as what its kind of device does.
+-- Source bytes per second of a process of an average live slot, and how many processes there are. A slot that has not
+-- measured its speed yet counts as what its kind of device does.
 SELECT coalesce(avg(coalesce(bytes_per_second,
                              CASE WHEN device LIKE 'cuda%%' THEN %(gpu_rate)s ELSE %(cpu_rate)s END)),
                 %(cpu_rate)s)::float8,
-       count(*)
+       coalesce(sum(processes), 0)::integer
 FROM slots WHERE state IN ('idle', 'busy') AND last_seen > now() - make_interval(secs => %(live)s)
 
 -- name: make_planned

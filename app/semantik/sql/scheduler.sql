@@ -121,8 +121,8 @@ ORDER BY priority DESC, created_at
 UPDATE jobs SET sent_at = now() WHERE id = %(job)s AND state = 'planning'
 
 -- name: window
--- Shards that may be handed out now: so many per live slot, less those in Redis or at work.
-SELECT greatest(0, %(per_slot)s * (SELECT count(*) FROM slots
+-- Shards that may be handed out now: so many per process of a live slot, less those in Redis or at work.
+SELECT greatest(0, %(per_slot)s * (SELECT coalesce(sum(processes), 0)::integer FROM slots
                                    WHERE state IN ('idle', 'busy')
                                      AND last_seen > now() - make_interval(secs => %(live)s))
                    - (SELECT count(*) FROM shards WHERE state IN ('queued', 'running')))
@@ -165,6 +165,9 @@ FROM lost
 WHERE s.id = lost.id AND s.state = 'queued'
 RETURNING s.id, s.job_id::text
 
+-- name: slots
+SELECT slot FROM slots
+
 -- name: wanted
 -- Of these shards and jobs, those whose message still stands for something to do.
 SELECT 'shard', id::text FROM shards WHERE id = ANY(%(shards)s::bigint[]) AND state IN ('queued', 'running')
@@ -202,6 +205,9 @@ ORDER BY j.finished_at LIMIT 100
 -- Not where it was tried again meanwhile: its next end is another.
 UPDATE jobs SET reported_at = now() WHERE id = %(job)s AND fence = %(fence)s AND finished_at IS NOT NULL
 
+-- name: tell_again
+UPDATE jobs SET reported_at = NULL WHERE id::text = ANY(%(jobs)s::text[]) AND finished_at IS NOT NULL
+
 -- name: want_index
 -- Chosen first: adding up the documents is dear, and would be done at each turn of a job.
 WITH idle AS MATERIALIZED (
@@ -216,8 +222,12 @@ WHERE c.id = idle.id AND c.index_state = 'none'
 RETURNING c.id, c.name
 
 -- name: forget_builds
--- A scheduler that died while an index was built: its successor looks again, and waits for a build that goes on.
+-- Of a scheduler that died while an index was built: its successor looks again, and waits for a build that goes on.
 UPDATE collections SET index_state = 'none' WHERE index_state = 'building'
+
+-- name: forget_build
+-- One that failed: the collection's jobs go on, and it is tried again once none is active.
+UPDATE collections SET index_state = 'none' WHERE id = %(collection)s AND index_state = 'building'
 
 -- name: purge
 -- One at a time: its documents go with it, which may be millions.

@@ -96,6 +96,11 @@ GUARDS = (
         "one_plan_twice",
     ),
     Guard("planner.claim", " AND (j.lease_until IS NULL OR j.planner = %(node)s)", "one_plan_twice"),
+    Guard(
+        "planner.claim",
+        "\n  AND NOT (%(count)s AND j.plan_attempts >= %(limit)s)",
+        "plan_that_kills_its_planner",
+    ),
     Guard("planner.claim", "fence = j.fence + 1, ", "own_plan_is_superseded"),
     Guard("planner.renew", FENCE, "late_plan_of_a_held_job"),
     Guard("planner.renew", "AND state = 'planning'", "renewal_of_a_finished_plan"),
@@ -177,6 +182,7 @@ GUARDS = (
         "AND j.state IN ('planning', 'running'))",
         "index_under_a_job",
     ),
+    Guard("scheduler.forget_build", "AND index_state = 'building'", "index_that_another_built"),
     # --- handing out ---
     Guard("scheduler.window", "state IN ('idle', 'busy')\n", "window", "true\n"),
     Guard("scheduler.window", "AND last_seen > now() - make_interval(secs => %(live)s)", "window"),
@@ -283,6 +289,7 @@ UNGUARDED = {
     "planner.remove_documents": "of what planner.make_gone chose, and planner.planned ends their transaction",
     "scheduler.end_frozen": "a scheduler's session that is silent; tests/integration/test_database_faults.py",
     "scheduler.forget_builds": "said by the scheduler, under its lock, while it builds nothing",
+    "scheduler.tell_again": "has a result told once more; tests/integration/test_scheduler.py",
     "scheduler.purge": "jobs that ended long ago and were reported; tests/integration/test_scheduler.py",
     "scheduler.purge_slots": "slots that were not seen for long",
     "shards.make_rows": "a temporary table",

@@ -111,6 +111,7 @@ class StatementRules:
     def _planner_claim(self, it: Statement) -> None:
         job = self.before.jobs[it.values["job"]]
         must(not job.planned and not job.paused, f"planning of {job}")
+        must(job.attempts < self.world.plan_limit or not it.values["count"], f"once more: {job}")
         must(
             job.state == "queued"
             or (job.state == "planning" and (not job.leased or job.planner == it.values["node"])),

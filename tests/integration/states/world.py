@@ -76,7 +76,7 @@ class World(Processes, Ending):
                     "SEMANTIK_MODEL": "toy",
                     "SEMANTIK_MODEL_REVISION": REVISION,
                     "SEMANTIK_MODEL_DIM": str(DIM),
-                    "SEMANTIK_MODEL_MAX_TOKENS": "64",
+                    "SEMANTIK_MODEL_MAX_TOKENS": "256",
                     "SEMANTIK_SHARD_DOCUMENTS": "2",
                     "SEMANTIK_HOST": "here",
                     "SEMANTIK_SLOT": slot,

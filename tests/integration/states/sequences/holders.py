@@ -291,3 +291,23 @@ def crashes_of_innocents(w: World) -> None:
         w.run(w.turn())
     must(len(w.rules.before.shards) == 2, f"one document is set apart: {w.rules.before.shards}")
     w.finish()
+
+
+@sequence
+def cancel_beside_documents_set_apart(w: World) -> None:
+    job = begin(w, ("plain", "plain"))
+    take(w, "a:0")
+    (held,) = w.rules.before.shards.values()
+
+    def body(actor: Actor) -> None:
+        with actor.connect(w.settings("worker")) as connection:
+            shards.crashed(connection, held.id, held.fence, (), limit=1, reason="signal 9")
+
+    crash = w.run(w.stage.spawn("parent", "parent", body), "shards.shrink")
+    person = w.run(w.cancel(job))
+    must(person.state == "blocked", f"the person is {person.state}")
+    w.run(crash)
+    w.run(person)
+    made = list(w.rules.before.shards.values())
+    must(len(made) == 3, f"each document has a shard of its own: {made}")
+    must(all(shard.state in ("done", "cancelled") for shard in made), f"{made} of a cancelled job")

@@ -88,7 +88,8 @@ def end_of_a_finished_plan(w: World) -> None:
 
     def action(connection: Any) -> None:
         for statement in ("planner.release", "planner.fail"):
-            connection.execute(query(statement), {"job": job, "fence": fence, "error": "late"})
+            values = {"job": job, "fence": fence, "error": "late", "interrupted": False}
+            connection.execute(query(statement), values)
             connection.commit()
 
     direct(w, "planner", action)
@@ -130,7 +131,8 @@ def plan_given_back(w: World) -> None:
     planner = w.run(w.deliver(w.messages[0], "planner@a"), "planner.make_planned")
     planner.facts["pulse"].drain(0)
     w.run(planner)
-    must(w.rules.before.jobs[job].state == "planning", "the job waits for the next planner")
+    left = w.rules.before.jobs[job]
+    must((left.state, left.attempts) == ("planning", 0), f"{left} waits for the next planner, with no mark")
     w.finish()
 
 
@@ -173,7 +175,7 @@ def claims_of_one_planning_session(w: World) -> None:
     job = w.submit("one")
 
     def action(connection: Any) -> None:
-        values = {"job": job, "node": "planner@a", "lease": 60, "count": True}
+        values = {"job": job, "node": "planner@a", "lease": 60, "count": True, "limit": 5}
         for _ in range(2):
             connection.execute(query("planner.end_own"), values)
             connection.execute(query("planner.claim"), values)
@@ -200,6 +202,20 @@ def planning_that_breaks_off(w: World) -> None:
     must(w.rules.before.jobs[job].state == "failed", f"{w.rules.before.jobs[job]} is given up")
     for actor in list(w.stage.actors):
         w.run(actor)
+
+
+@sequence
+def plan_that_kills_its_planner(w: World) -> None:
+    """Redis hands the message back at each death, to the very planner whose lease lives."""
+    w.write("one", 0, "plain")
+    job = w.submit("one")
+    for _ in range(w.plan_limit):
+        planner = w.run(w.deliver(Message(jobs.PLAN_TASK, job), "planner@a"), "planner.planned")
+        w.kill(planner)
+    w.run(w.deliver(Message(jobs.PLAN_TASK, job), "planner@a"))
+    w.expire()
+    w.run(w.turn())
+    must(w.rules.before.jobs[job].state == "failed", f"{w.rules.before.jobs[job]} is given up")
 
 
 @sequence

@@ -124,6 +124,21 @@ def index_under_a_job(w: World) -> None:
 
 
 @sequence
+def index_that_another_built(w: World) -> None:
+    """A build that failed, of a scheduler that was away meanwhile."""
+    collection = w.keys["one"]
+    w.monitor.execute("UPDATE collections SET index_state = 'ready' WHERE id = %s", (collection,))
+
+    def action(connection: Any) -> None:
+        connection.execute(query("scheduler.forget_build"), {"collection": collection})
+        connection.commit()
+
+    direct(w, "scheduler", action)
+    row = w.monitor.execute("SELECT index_state FROM collections WHERE id = %s", (collection,)).fetchone()
+    must(row == ("ready",), f"the index is forgotten: {row}")
+
+
+@sequence
 def window(w: World) -> None:
     w.beat("b:0", "draining")
     w.beat("c:0", "idle")
