@@ -135,6 +135,7 @@ def test_a_build_that_fails_is_explained_and_undone() -> None:
     packages = host.file("/root/open-packages.txt").content_string
     states = dict(re.findall(r"^(\S+) (\S+)\s*$", packages, re.MULTILINE))
     assert states["dkms"] == "ii"
+    assert "nouveau" not in packages, "the card is nouveau's again"
     assert not [name for name in states if name.startswith(("nvidia-open", "nvidia-kernel", "libcuda1"))]
     assert not [line for line in packages.splitlines() if "half" in line or line.startswith("E:")]
 
