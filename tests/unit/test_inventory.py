@@ -180,6 +180,20 @@ def test_renewals_follow_the_lease_into_the_file_of_settings(
     assert load(read_env_file(tmp_path / "semantik.env")).renew_seconds == renew
 
 
+def test_a_setting_that_workers_have_from_elsewhere_says_from_where(site: Site) -> None:
+    services = yaml.safe_load((ROOT / "roles/worker/vars/main.yml").read_text(encoding="utf-8"))[
+        "__worker_services"
+    ]
+    (written,) = (service["env"] for service in services if service["name"] == "worker")
+    content = inventory()
+    content["all"]["vars"]["cluster_settings"] = dict.fromkeys(written, 1)
+    errors = site.errors(content)
+    assert len(errors) == len(written) > 3
+    for name, value in written.items():
+        said = f"cluster_settings.{name} would have no effect: set {value.strip('{ }')}"
+        assert any(error.startswith(said) for error in errors), (said, errors)
+
+
 def test_leftover_and_weak_passwords_are_refused(site: Site) -> None:
     content = inventory()
     content["all"]["vars"] |= {

@@ -50,6 +50,15 @@ MAGIC = {
 }
 #: Settings of the application that have variables of their own, cluster_*.
 OWN_SETTINGS = ("LEASE_SECONDS", "CHUNK_OVERLAP")
+#: Settings that the role worker writes into a file which is read after theirs, and from which variable.
+OF_WORKERS = {
+    "SEMANTIK_CONCURRENCY": "worker_concurrency",
+    "SEMANTIK_DEVICE": "worker_device",
+    "SEMANTIK_PRECISION": "worker_precision",
+    "SEMANTIK_PARSER_COUNT": "worker_parser_count",
+    "SEMANTIK_PARSE_MEMORY_MB": "worker_parser_memory_mb",
+    "MODEL_MAX_MEMORY_GB": "worker_model_max_memory_gb",
+}
 #: How alike a name must be to one of ours to be taken for a typing mistake.
 ALIKE = 0.88
 
@@ -266,6 +275,8 @@ def check_settings(problems: Problems, host: str, variables: Mapping[str, Any], 
         )
         if name not in known:
             problems.add(f"{where} is not a setting of the application{suggestion(name, known)}", host)
+        elif name in OF_WORKERS:
+            problems.add(f"{where} would have no effect: set {OF_WORKERS[name]}", host)
         elif value not in (None, ""):
             try:
                 values[known[name]] = convert(known[name], str(value))
