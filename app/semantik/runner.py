@@ -35,6 +35,8 @@ log = logging.getLogger("semantik.runner")
 EX_SOFTWARE = 70
 #: Seconds that a slot without a parser, or without memory, waits before it takes a shard again.
 IDLE_PAUSE = 10.0
+#: Seconds that a slot whose GPU is condemned waits for its parent, which looks each second, to take no more.
+TURN_PAUSE = 3.0
 #: Seconds that a look at the GPU takes at most, where the driver answers at all.
 _LOOK_SECONDS = 2.0
 
@@ -178,6 +180,7 @@ class Runner:
                         log, "given back: the GPU is condemned", level=logging.ERROR,
                         job=held.job, shard=held.shard, reason=reason,
                     )  # fmt: skip
+                    self._pause(TURN_PAUSE)
                 else:
                     event(log, "given back: the service stops", job=held.job, shard=held.shard)
             return

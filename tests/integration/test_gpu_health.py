@@ -121,6 +121,25 @@ def test_a_condemned_gpu_gives_its_shard_back_and_another_slot_does_it(
     assert window(cluster) == 2, "one slot is live"
 
 
+def test_a_condemned_gpu_claims_nothing_more_of_what_waits_for_it(
+    cluster: Cluster, driver: Driver, tmp_path: Path
+) -> None:
+    cluster.stop("worker1")
+    write(tmp_path / "docs", 60)
+    with cluster.slowed():
+        job = cluster.submit(tmp_path / "docs", "alone")
+        cluster.wait_running(job, slot="here:0")
+        driver.say(ecc_volatile="4")
+        wait_state(cluster, "condemned")
+        time.sleep(2)
+    since = cluster.log("worker0").read_text().rpartition("semantik.health: the GPU is condemned")[2]
+    assert f"given back: the GPU is condemned job={job.id}" in since
+    assert "claimed" not in since
+    cluster.start_worker(1)
+    assert cluster.finish(job).state == "completed"
+    assert cluster.outcomes(job) == {"embedded": 60}
+
+
 def test_a_check_reaches_the_slot_of_a_condemned_gpu(cluster: Cluster, driver: Driver) -> None:
     driver.say(ecc_volatile="4")
     wait_state(cluster, "condemned")
