@@ -136,7 +136,7 @@ def _version(package: str) -> str:
     except PackageNotFoundError:
         raise SettingsError(
             f"{package} is not installed: embedding needs the package's extra 'worker', "
-            "pip install 'semantik[worker]'"
+            "as in pip install './semantik-VERSION.whl[worker]'"
         ) from None
 
 

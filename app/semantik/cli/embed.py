@@ -147,7 +147,7 @@ def without_extra(error: ModuleNotFoundError) -> SemantikError:
     """Return what to say where a package of the extra 'worker' is missing."""
     return SettingsError(
         f"{error.name} is not installed: this needs the package's extra 'worker', "
-        "pip install 'semantik[worker]'"
+        "as in pip install './semantik-VERSION.whl[worker]'"
     )
 
 

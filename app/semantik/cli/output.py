@@ -101,7 +101,8 @@ def outcome(progress: Progress) -> str:
     }
     parts = [f"{number(count)} {name}" for name, count in counts.items() if count or name == "embedded"]
     left = progress.documents_total - progress.documents_done
-    return ", ".join([*parts, f"{number(left)} to do"] if left else parts)
+    rest = "to do" if progress.state in ("queued", "planning", "running") else "not done"
+    return ", ".join([*parts, f"{number(left)} {rest}"] if left else parts)
 
 
 def standing(state: str, paused: bool) -> str:

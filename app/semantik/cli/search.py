@@ -44,7 +44,7 @@ def search(collection: str, question: str, limit: int, model_dir: str | None) ->
         if model_dir is not None:
             raise click.BadParameter("is for files: a cluster has its model", param_hint="'--model'")
         hits = _in_collection(collection, question, limit)
-        none = "holds no chunks yet: 'semantik jobs' shows what is under way"
+        none = "holds no chunks: 'semantik jobs' shows what was embedded into it and what is under way"
     if wants_json():
         emit(hits)
         return
