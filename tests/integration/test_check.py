@@ -11,7 +11,6 @@ from command import ask, run
 from services import free_port, wait_for
 
 from semantik import check
-from semantik.migrate import migrations
 
 SLOTS = "here:0,here:1"
 
@@ -93,8 +92,7 @@ def test_a_schema_older_than_the_release_is_bad(cluster: Cluster, env: dict[str,
             with connection.cursor() as cursor:
                 cursor.executemany("INSERT INTO migrations (name, checksum) VALUES (%s, %s)", rows)
     assert not part.ok
-    missing = ", ".join(migration.name for migration in migrations())
-    assert "0001_initial, 0002_states" in missing
+    missing = "0001_initial, 0002_states, 0003_counts, 0004_health, 0005_processes"
     assert part.detail == f"the schema lacks {missing}: run site.yml, which migrates it"
 
 
