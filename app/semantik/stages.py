@@ -117,9 +117,8 @@ class Stages:
         except Exception as error:  # raised again in the caller's thread
             out.fail(error)
             return
-        except (
-            BaseException
-        ) as error:  # a panic in the tokenizer, which is no Exception and would pass unseen
+        except BaseException as error:
+            # A panic in the tokenizer, which is no Exception and would pass the caller's handlers unseen.
             out.fail(RuntimeError(f"{type(error).__name__}: {error}"))
             return
         out.done()

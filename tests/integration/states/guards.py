@@ -289,7 +289,7 @@ UNGUARDED = {
     "planner.remove_documents": "of what planner.make_gone chose, and planner.planned ends their transaction",
     "scheduler.end_frozen": "a scheduler's session that is silent; tests/integration/test_database_faults.py",
     "scheduler.forget_builds": "said by the scheduler, under its lock, while it builds nothing",
-    "scheduler.tell_again": "has a result told once more; tests/integration/test_scheduler.py",
+    "scheduler.tell_again": "has a result told once more; tests/integration/test_jobs.py",
     "scheduler.purge": "jobs that ended long ago and were reported; tests/integration/test_scheduler.py",
     "scheduler.purge_slots": "slots that were not seen for long",
     "shards.make_rows": "a temporary table",
